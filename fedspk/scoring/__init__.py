@@ -3,6 +3,6 @@
 Today the cosine between a speaker's profile and a test embedding.
 """
 
-from fedspk.scoring.cosine import cosine_scores, profile
+from fedspk.scoring.cosine import cosine_scores, make_profile
 
-__all__ = ["cosine_scores", "profile"]
+__all__ = ["cosine_scores", "make_profile"]

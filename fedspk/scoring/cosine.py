@@ -21,7 +21,7 @@ def normalise(embeddings: FloatArray) -> FloatArray:
     return scaled
 
 
-def profile(embeddings: FloatArray) -> FloatArray:
+def make_profile(embeddings: FloatArray) -> FloatArray:
     """Return a speaker's profile (D,): the normalised mean of normalised embeddings (N, D).
 
     Raises:
