@@ -1,0 +1,121 @@
+"""The arithmetic of a round, with no input or output: sampling, the weighted mean, early stopping.
+
+Algorithm 1 of Woubie and Baeckstroem 2021: the devices return deltas d_k and weights n_k, and the
+server takes w' = w + eta sum_k(n_k d_k) / sum_k(n_k).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aggregator.optimisers import Float32Array, Float64Array
+from fedspk.errors import FedspkError
+from fedspk.rounds import RunConfig
+from fedspk.seeds import derive
+
+_BLOCK = 1 << 15  # numbers added at a time: stays in the processor's cache
+
+
+class WeightedMean:
+    """The running sum of n_k d_k: one delta in memory at a time.
+
+    The sum is in float64 and in the order of the calls; call in one fixed order (the devices'
+    names) and the result has the same bits, whoever computed the deltas and when.
+
+    Args:
+        size: length of a delta.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._sum: Float64Array = np.zeros(size)
+        self._scratch: Float64Array = np.empty(min(size, _BLOCK))
+        self.weight = 0.0
+
+    def add(self, delta: Float32Array, weight: float) -> None:
+        """Add one device's delta (n,) float32.
+
+        Raises:
+            FedspkError: the delta has another length or is not finite, or the weight is not a
+                positive number.
+        """
+        if delta.shape != self._sum.shape:
+            raise FedspkError(
+                f"An update has {delta.size} numbers and the model {self._sum.size}; device and "
+                f"aggregator must build the same network."
+            )
+        if not (math.isfinite(weight) and weight > 0):
+            raise FedspkError(f"An update has the weight {weight}, which is not positive.")
+        if not math.isfinite(float(np.sum(delta, dtype=np.float64))):
+            raise FedspkError("An update has numbers that are not finite; lower the learning rate.")
+        for start in range(0, delta.size, _BLOCK):
+            block = delta[start : start + _BLOCK]
+            scaled = np.multiply(block, weight, out=self._scratch[: block.size])
+            self._sum[start : start + _BLOCK] += scaled
+        self.weight += weight
+
+    def mean(self) -> Float64Array:
+        """Return sum(n d) / sum(n), (n,) float64.
+
+        Raises:
+            FedspkError: nothing was added.
+        """
+        if self.weight == 0:
+            raise FedspkError("There is no update to average.")
+        return self._sum / self.weight
+
+
+def sample(devices: Sequence[str], config: RunConfig, round_number: int) -> list[str]:
+    """Return the devices of a round, by name: M of them, drawn by the run's seed and the round."""
+    ordered = sorted(devices)
+    wanted = config.clients_per_round
+    if wanted == 0 or wanted >= len(ordered):
+        return ordered
+    generator = np.random.default_rng(derive(config.seed, "clients", round_number))
+    chosen = generator.choice(len(ordered), size=wanted, replace=False)
+    return sorted(ordered[index] for index in chosen)
+
+
+def require_replies(
+    received: int, asked: int, config: RunConfig, round_number: int, reasons: Iterable[str]
+) -> None:
+    """Check that enough devices answered.
+
+    Raises:
+        FedspkError: fewer than `minimum_reply_fraction` of them, at least one.
+    """
+    needed = max(1, math.ceil(config.minimum_reply_fraction * asked))
+    if received < needed:
+        reason = next(iter(reasons), "no reply in time")
+        raise FedspkError(
+            f"Round {round_number}: {received} of {asked} devices answered and {needed} are "
+            f"needed; the first failure: {reason.strip() or 'no reason given'}"
+        )
+
+
+def mean_loss(losses: Sequence[float]) -> float | None:
+    """Return the mean over devices, each counting once; None when there is nothing finite."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return math.fsum(finite) / len(finite) if finite else None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best round so far by validation loss; the rounds since that did no better."""
+
+    round: int = 0
+    loss: float | None = None
+    evaluations_since: int = 0
+
+    def after(self, round_number: int, loss: float | None) -> Best:
+        """Return the standing after one more evaluation (None: it gave no number)."""
+        if loss is not None and (self.loss is None or loss < self.loss):
+            return Best(round_number, loss, 0)
+        return Best(self.round, self.loss, self.evaluations_since + 1)
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether `patience` evaluations in a row brought nothing better (0: never)."""
+        return patience > 0 and self.evaluations_since >= patience

@@ -1,0 +1,84 @@
+"""A tiny fleet on disk for tests: made-up features, a few clips a device, a small network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from clients.dataset import DeviceDataset
+from fedspk.feature_table import FeatureTable
+from fedspk.rounds import RunConfig
+from fedspk.run_model import initial_vector
+from fedspk.weights import WeightStore
+
+FRAMES, BINS, PUBLIC = 24, 8, 3
+_OWNER_CLIPS, _PUBLIC_CLIPS, _VARIANTS = 6, 4, 2
+
+
+def tiny_config(**changes: object) -> RunConfig:
+    """A run of two rounds that takes a fraction of a second."""
+    defaults: dict[str, object] = {
+        "encoder": "resnet1d-18",
+        "encoder_params": {"width": 0.125, "embedding_dim": 8},
+        "frames": FRAMES,
+        "bins": BINS,
+        "head_kind": "softmax",
+        "public": PUBLIC,
+        "batch_size": 4,
+        "owner_fraction": 0.5,
+        "local_steps": 2,
+        "rounds": 2,
+        "seed": 5,
+    }
+    return RunConfig().changed(**{**defaults, **changes})
+
+
+def tiny_fleet(folder: Path, devices: int) -> list[Path]:
+    """Write a feature table and so many device descriptions; return the descriptions' paths.
+
+    Every speaker has a mean spectrum of its own, so there is something to learn.
+    """
+    generator = np.random.default_rng(11)
+    speakers = PUBLIC + devices
+    means = generator.normal(size=(speakers, 1, 1, BINS))
+    clips = max(_OWNER_CLIPS, _PUBLIC_CLIPS) * _VARIANTS
+    features = means + generator.normal(size=(speakers, clips, FRAMES, BINS))
+    folder.mkdir(parents=True, exist_ok=True)
+    pack = folder / "pack.npy"
+    np.save(pack, features.reshape(-1, FRAMES, BINS).astype(np.float16))
+    rows = np.arange(speakers * clips)
+    FeatureTable([pack], np.zeros_like(rows), rows).save(folder / "features.json")
+
+    def utterances(speaker: int, start: int, stop: int) -> tuple[tuple[int, ...], ...]:
+        first = speaker * clips
+        return tuple(
+            tuple(first + _VARIANTS * clip + variant for variant in range(_VARIANTS))
+            for clip in range(start, stop)
+        )
+
+    paths = []
+    for index in range(devices):
+        public = range(PUBLIC)
+        dataset = DeviceDataset(
+            device=f"device-{index:04d}",
+            index=index,
+            speaker=f"speaker {index}",
+            features=Path("features.json"),
+            folder=folder / f"device-{index:04d}",
+            owner_train=utterances(PUBLIC + index, 0, 4),
+            owner_validation=utterances(PUBLIC + index, 4, 6),
+            impostors=tuple(clip for s in public for clip in utterances(s, 0, 3)),
+            impostor_labels=tuple(s for s in public for _ in range(3)),
+            validation_impostors=tuple(clip for s in public for clip in utterances(s, 3, 4)),
+            validation_impostor_labels=tuple(public),
+        )
+        paths.append(folder / f"device-{index:04d}.json")
+        dataset.save(paths[-1])
+    return paths
+
+
+def tiny_store(folder: Path, config: RunConfig) -> tuple[WeightStore, str]:
+    """Return a store with the run's initial model, and that model's hash."""
+    store = WeightStore(folder)
+    return store, store.put(initial_vector(config))
