@@ -23,6 +23,7 @@ from fedspk.audio import (
     AudioError,
     AudioFault,
     FloatArray,
+    change_speed,
     check_speech,
     crop_or_repeat,
     trim_silence,
@@ -40,26 +41,30 @@ if TYPE_CHECKING:
 __all__ = ["FeatureCache", "FeatureRequest", "FeatureTable", "Sound"]
 
 _VERSION = 1  # part of every feature's key: raise it when trimming or the order of steps changes
-_ROWS_PER_JOB = 256  # about 4 s of work and a pack of 14 MB with the default front end
-_POOL_ROWS = 1024  # less work than this is done before worker processes have started
-_SOUNDS_PER_JOB = 256
-_POOL_SOUNDS = 2048
+_POOL_SECONDS = 8.0  # less work than this is not worth starting worker processes
+_JOB_SECONDS = 2.0  # what one job lasts at most: how long Ctrl-C may wait
+_SECONDS_A_ROW = 0.006  # session and front end
+_ROWS_A_JOB = 256  # a pack of 14 MB with the default front end
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """One example: an utterance, trimmed, cropped from sample `start`, heard through a session."""
+    """One example: an utterance, trimmed, cropped from sample `start`, heard through a session.
+
+    `speed` other than 1 plays it faster or slower first, pitch and formants with it.
+    """
 
     utterance: Utterance
     session: SessionSpec | None = None
     start: int = 0
+    speed: float = 1.0
 
     def key(self, content: str) -> str:
         """Return the name of the example among those of one front end: 32 hexadecimal digits."""
         session = self.session.key() if self.session is not None else ""
-        text = f"{_VERSION}\x1f{content}\x1f{session}\x1f{self.start}"
+        text = f"{_VERSION}\x1f{content}\x1f{session}\x1f{self.start}\x1f{self.speed}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -114,8 +119,9 @@ class FeatureCache:
         stamps = [_stamp(source, utterance) for utterance in utterances]
         missing = self._missing(folder, stamps)
         todo = [(stamps[i], utterances[i]) for i in missing]
-        jobs = [_DecodeJob(folder, source, part) for part in _parts(todo, _SOUNDS_PER_JOB)]
-        used = workers if len(todo) >= _POOL_SOUNDS else 1
+        most = max(1, round(_JOB_SECONDS / source.seconds_each))
+        jobs = [_DecodeJob(folder, source, part) for part in _parts(todo, most)]
+        used = workers if len(todo) * source.seconds_each >= _POOL_SECONDS else 1
         with progress(
             total=len(todo), description="Decoding", unit="file", show=show_progress and bool(todo)
         ) as bar:
@@ -160,9 +166,9 @@ class FeatureCache:
         work = _by_utterance(requests, sounds, [(i, keys[i]) for i in missing])
         jobs = [
             _ExtractJob(folder, corpus.source, config, part)
-            for part in _parts(work, _ROWS_PER_JOB, size=lambda item: len(item.rows))
+            for part in _parts(work, _ROWS_A_JOB, size=lambda item: len(item.rows))
         ]
-        used = workers if len(missing) >= _POOL_ROWS else 1
+        used = workers if len(missing) * _SECONDS_A_ROW >= _POOL_SECONDS else 1
         with progress(
             total=len(missing),
             description="Extracting features",
@@ -218,11 +224,11 @@ class _DecodeJob:
 
 @dataclass(frozen=True)
 class _ExtractItem:
-    """One utterance and the rows that are wanted of it: (key, session, start)."""
+    """One utterance and the rows that are wanted of it, by key."""
 
     utterance: Utterance
     sound: Sound
-    rows: list[tuple[str, SessionSpec | None, int]]
+    rows: list[tuple[str, FeatureRequest]]
 
 
 @dataclass(frozen=True)
@@ -266,10 +272,11 @@ def _extract(job: _ExtractJob) -> tuple[Path, dict[str, Any]]:
     entries: dict[str, Any] = {}
     for item in job.items:
         speech = trim_silence(_read(item.sound, job.source, item.utterance))
-        for key, session, start in item.rows:
-            clip = crop_or_repeat(speech, config.samples, start)
-            if session is not None:
-                clip = apply_session(clip, session)
+        for key, request in item.rows:
+            played = change_speed(speech, request.speed)
+            clip = crop_or_repeat(played, config.samples, request.start)
+            if request.session is not None:
+                clip = apply_session(clip, request.session)
             features = front_end(torch.from_numpy(np.ascontiguousarray(clip))[None])
             rows[len(entries)] = features[0].numpy()
             entries[key] = len(entries)
@@ -329,7 +336,7 @@ def _by_utterance(
         request = requests[position]
         utterance = request.utterance
         item = items.setdefault(utterance.id, _ExtractItem(utterance, sounds[utterance.id], []))
-        item.rows.append((key, request.session, request.start))
+        item.rows.append((key, request))
     return list(items.values())
 
 

@@ -40,7 +40,13 @@ class Skipped:
 
 
 class SoundSource(Protocol):
-    """Where a corpus's sound comes from; picklable, so that worker processes can read it."""
+    """Where a corpus's sound comes from; picklable, so that worker processes can read it.
+
+    `seconds_each` is about how long one utterance takes to read.
+    """
+
+    @property
+    def seconds_each(self) -> float: ...
 
     def read(self, utterance: Utterance) -> FloatArray:
         """Return (samples,) float32 at 16 kHz; raises AudioError."""
@@ -54,6 +60,8 @@ class SoundSource(Protocol):
 @dataclass(frozen=True)
 class Files:
     """Sound from files."""
+
+    seconds_each = 0.003
 
     def read(self, utterance: Utterance) -> FloatArray:
         return load_audio(_file_of(utterance))

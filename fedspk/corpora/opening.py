@@ -7,6 +7,7 @@ from pathlib import Path
 from fedspk.corpora import librispeech, voxceleb
 from fedspk.corpora.base import Corpus
 from fedspk.corpora.folder import open_folder, subfolders
+from fedspk.corpora.synthetic import SyntheticConfig, synthetic_corpus
 from fedspk.errors import FedspkError
 
 
@@ -22,8 +23,23 @@ def open_corpus(location: str | Path, *, seed: int = 0) -> Corpus:
     """
     kind, colon, settings = str(location).partition(":")
     if kind == "synthetic" and (colon or not Path(kind).is_dir()):
-        raise FedspkError(f"the synthetic corpus is not there yet {settings} {seed}")
+        return synthetic_corpus(_settings(settings), seed=seed)
     folder = Path(location).expanduser()
     subfolders(folder)
     found = voxceleb.open_voxceleb(folder) or librispeech.open_librispeech(folder)
     return found or open_folder(folder)
+
+
+def _settings(text: str) -> SyntheticConfig:
+    """Read "speakers=48,utterances=20"."""
+    known = SyntheticConfig.__dataclass_fields__
+    values: dict[str, int] = {}
+    for item in filter(None, text.split(",")):
+        name, _, value = item.partition("=")
+        if name.strip() not in known or not value.strip().isdecimal():
+            raise FedspkError(
+                f"synthetic corpus: {item!r} is not understood; use whole numbers for "
+                f"{', '.join(known)}, as in synthetic:speakers=48,utterances=20."
+            )
+        values[name.strip()] = int(value)
+    return SyntheticConfig(**values)
