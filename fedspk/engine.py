@@ -124,7 +124,8 @@ class SpeechEngine:
         crop = torch.from_numpy(crop_or_repeat(audio, self.front_end.samples))
         with torch.inference_mode():
             features = self._front_end(crop.unsqueeze(0).to(self.device))
-        return self.embed_features(features)[0]
+        embedding: FloatArray = self.embed_features(features)[0]
+        return embedding
 
     def embed_features(self, features: Tensor, batch_size: int = 64) -> FloatArray:
         """Return the embeddings (N, D) float32 of features (N, frames, bins), batch by batch."""

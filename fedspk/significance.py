@@ -6,7 +6,8 @@ Values are error rates, lower is better; a positive improvement means that `b` i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -94,7 +95,7 @@ def compare(a: str, a_values: Sequence[float], b: str, b_values: Sequence[float]
 def paired_t(a: FloatArray, b: FloatArray) -> TestResult:
     """Return Student's paired t-test of two value lists (n,)."""
     degenerate = _degenerate("paired t", a - b)
-    return degenerate or _result("paired t", stats.ttest_rel(a, b))
+    return degenerate or _result("paired t", lambda: stats.ttest_rel(a, b))
 
 
 def welch_t(a: FloatArray, b: FloatArray) -> TestResult:
@@ -103,7 +104,7 @@ def welch_t(a: FloatArray, b: FloatArray) -> TestResult:
         return _too_few("Welch t")
     if _constant(a) and _constant(b):
         return _without_spread("Welch t", equal=bool(a[0] == b[0]))
-    return _result("Welch t", stats.ttest_ind(a, b, equal_var=False))
+    return _result("Welch t", lambda: stats.ttest_ind(a, b, equal_var=False))
 
 
 def wilcoxon(a: FloatArray, b: FloatArray) -> TestResult:
@@ -113,7 +114,7 @@ def wilcoxon(a: FloatArray, b: FloatArray) -> TestResult:
         return _too_few("Wilcoxon")
     if not difference.any():
         return _without_spread("Wilcoxon", equal=True)
-    return _result("Wilcoxon", stats.wilcoxon(difference))
+    return _result("Wilcoxon", lambda: stats.wilcoxon(difference))
 
 
 def _degenerate(test: str, difference: FloatArray) -> TestResult | None:
@@ -139,7 +140,10 @@ def _without_spread(test: str, *, equal: bool) -> TestResult:
     return TestResult(test, None, None, "every device differs by the same amount")
 
 
-def _result(test: str, outcome: Any) -> TestResult:
+def _result(test: str, run: Callable[[], Any]) -> TestResult:
+    with warnings.catch_warnings():  # scipy's, of nearly equal values: the note says it instead
+        warnings.simplefilter("ignore", RuntimeWarning)
+        outcome = run()
     statistic, p_value = float(outcome.statistic), float(outcome.pvalue)
     if not (math.isfinite(statistic) and math.isfinite(p_value)):
         return TestResult(test, None, None, "undefined for these values")
