@@ -25,7 +25,8 @@ class RoundRecord:
     """What one round did. Round 0 is the evaluation of the initial model.
 
     The bytes are what a fleet would transfer: the model to every device that does not hold it
-    yet, and one update from each device that answered.
+    yet, and one update from each device that answered. `steps` and `training_seconds` add up all
+    devices' training.
     """
 
     round: int
@@ -36,6 +37,8 @@ class RoundRecord:
     bytes_up: int
     asked: int
     answered: int
+    steps: int
+    training_seconds: float
     failures: tuple[str, ...]
 
 

@@ -174,6 +174,8 @@ class _Federation:
                 progress.failures.append(f"{device}: {error}")
                 continue
             losses.append(reply.loss)
+            progress.steps += reply.steps
+            progress.training_seconds += reply.seconds
             progress.bytes_up += model.nbytes
         require_replies(
             len(losses), progress.asked, self._config, progress.round, progress.failures
@@ -283,6 +285,8 @@ class _Progress:
     round: int
     asked: int = 0
     answered: int = 0
+    steps: int = 0
+    training_seconds: float = 0.0
     train_loss: float | None = None
     validation_loss: float | None = None
     bytes_down: int = 0
@@ -303,6 +307,8 @@ class _Progress:
             bytes_up=self.bytes_up,
             asked=self.asked,
             answered=self.answered,
+            steps=self.steps,
+            training_seconds=self.training_seconds,
             failures=tuple(self.failures),
         )
 

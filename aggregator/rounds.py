@@ -49,11 +49,13 @@ class WeightedMean:
             )
         if not (math.isfinite(weight) and weight > 0):
             raise FedspkError(f"An update has the weight {weight}, which is not positive.")
-        if not math.isfinite(float(np.sum(delta, dtype=np.float64))):
+        with np.errstate(invalid="ignore"):
+            total = float(np.sum(delta, dtype=np.float64))
+        if not math.isfinite(total):
             raise FedspkError("An update has numbers that are not finite; lower the learning rate.")
         for start in range(0, delta.size, _BLOCK):
             block = delta[start : start + _BLOCK]
-            scaled = np.multiply(block, weight, out=self._scratch[: block.size])
+            scaled = np.multiply(block, weight, out=self._scratch[: block.size], dtype=np.float64)
             self._sum[start : start + _BLOCK] += scaled
         self.weight += weight
 

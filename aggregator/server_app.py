@@ -71,7 +71,10 @@ def _setting(context: Context, name: str) -> str:
 
 
 def _report(record: RoundRecord) -> None:
-    parts = [f"round {record.round}: {record.answered} of {record.asked} devices trained"]
+    if record.round == 0:
+        parts = ["round 0: the initial model"]
+    else:
+        parts = [f"round {record.round}: {record.answered} of {record.asked} devices trained"]
     if record.train_loss is not None:
         parts.append(f"training loss {record.train_loss:.4f}")
     if record.validation_loss is not None:

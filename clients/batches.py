@@ -62,18 +62,23 @@ class DeviceBatches:
                 others, classes = self._impostors.draw(batch_size - owners, generator)
                 features = torch.cat([features, others])
                 labels = torch.cat([labels, classes])
-            yield self._cropped(features, generator), labels
+            yield random_crops(features, self._crop_frames, generator), labels
 
-    def _cropped(self, features: Tensor, generator: np.random.Generator) -> Tensor:
-        length = self._crop_frames
-        count, frames, _ = features.shape
-        if length is None or length == frames:
-            return features
-        if length > frames:
-            raise FedspkError(f"crop_frames is {length} and a clip has {frames}; choose fewer.")
-        starts = torch.from_numpy(generator.integers(frames - length + 1, size=count))
-        positions = starts.unsqueeze(1) + torch.arange(length)  # (B, length)
-        return features[torch.arange(count).unsqueeze(1), positions]
+
+def random_crops(features: Tensor, length: int | None, generator: np.random.Generator) -> Tensor:
+    """Cut (B, length, F) out of features (B, T, F), each clip at its own place; None: all of it.
+
+    Raises:
+        FedspkError: `length` is more than the clips have.
+    """
+    count, frames, _ = features.shape
+    if length is None or length == frames:
+        return features
+    if length > frames:
+        raise FedspkError(f"crop_frames is {length} and a clip has {frames}; choose fewer.")
+    starts = torch.from_numpy(generator.integers(frames - length + 1, size=count))
+    positions = starts.unsqueeze(1) + torch.arange(length)  # (B, length)
+    return features[torch.arange(count).unsqueeze(1), positions]
 
 
 def _endless(

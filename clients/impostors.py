@@ -59,13 +59,20 @@ def impostor_source(kind: ImpostorKind, dataset: DeviceDataset) -> ImpostorSourc
     Raises:
         FedspkError: the device has no impostors, or the kind needs a generator.
     """
-    if kind == "none":
-        return None
+    require_impostors(kind)
+    return None if kind == "none" else SpeechImpostors(dataset)
+
+
+def require_impostors(kind: ImpostorKind) -> None:
+    """Check, before anything long begins, that this kind of impostors can be had.
+
+    Raises:
+        FedspkError: it needs a generator and there is none.
+    """
     if kind == "gan":
         raise FedspkError(
             "No impostor generator is available for the impostors 'gan'; choose 'speech' or 'none'."
         )
-    return SpeechImpostors(dataset)
 
 
 def _pick(choices: Sequence[Choice], generator: np.random.Generator) -> Choice:

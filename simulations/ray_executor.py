@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from simulations.executors import (
 )
 
 _OBJECT_STORE_BYTES = 128 << 20  # tasks carry hashes; arrays are in files
+_KNOCK_SECONDS = 10.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
@@ -106,6 +108,7 @@ class RayExecutor(Executor):
         }
         try:
             if self._address is not None:
+                _knock(self._address)
                 ray.init(address=self._address, **common)
             else:
                 ray.init(
@@ -116,7 +119,7 @@ class RayExecutor(Executor):
                     object_store_memory=_OBJECT_STORE_BYTES,
                     **common,
                 )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             place = self._address or "this machine"
             raise FedspkError(f"Ray cannot be reached at {place}: {error}.") from error
         self._owns_ray = True
@@ -139,6 +142,13 @@ class RayExecutor(Executor):
             return FedspkError(
                 f"A Ray worker died ({type(error).__name__}); if memory ran out, use fewer workers."
             )
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError unless something listens at host:port: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 _END: Any = object()

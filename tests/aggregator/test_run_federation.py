@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator.federation import run_federation
+from fedspk.errors import FedspkError
+from fedspk.rounds import RunConfig
+from fedspk.weights import WeightStore
+from simulations.executors import SerialExecutor
+from simulations.grid import LocalGrid
+
+SIZE = 5
+
+
+class Fleet:
+    """Toy devices 0 .. n - 1 (see `toy_client`) with their store and checkpoint folder."""
+
+    def __init__(self, folder: Path, nodes: list[dict] | int) -> None:
+        configs = [{}] * nodes if isinstance(nodes, int) else nodes
+        self.folder = folder
+        self.store = WeightStore(folder / "store")
+        self.initial = self.store.put(np.linspace(-1, 1, SIZE).astype(np.float32))
+        self.grid = LocalGrid(
+            "toy_client:app",
+            configs,
+            SerialExecutor(),
+            run_config={"store": str(folder / "store")},
+        )
+
+    def run(self, on_round=None, **changes):
+        return run_federation(
+            self.grid,
+            RunConfig().changed(**changes),
+            self.store,
+            self.folder / "run",
+            initial=self.initial,
+            on_round=on_round,
+        )
+
+
+def test_two_rounds_are_those_of_algorithm_1_by_hand(tmp_path):
+    fleet = Fleet(tmp_path, 3)
+    result = fleet.run(rounds=2, server_learning_rate=0.8)
+    weights, targets = np.array([1.0, 2.0, 3.0]), np.arange(3.0)
+    model = np.linspace(-1, 1, SIZE)
+    for _ in range(2):
+        deltas = 0.5 * (targets[:, None] - model)
+        model = model + 0.8 * (weights[:, None] * deltas).sum(0) / weights.sum()
+    np.testing.assert_allclose(fleet.store.get(result.last_model), model, rtol=1e-6)
+
+
+def test_every_round_is_recorded_with_the_bytes_of_a_fleet(tmp_path):
+    told = []
+    result = Fleet(tmp_path, 4).run(told.append, rounds=2, clients_per_round=3)
+    assert tuple(told) == result.history
+    start, first, second = result.history
+    size = SIZE * 4
+    assert [r.round for r in result.history] == [0, 1, 2]
+    assert (start.asked, start.bytes_down, start.bytes_up) == (0, 4 * size, 0)
+    assert (first.asked, first.answered, first.bytes_up) == (3, 3, 3 * size)
+    assert first.bytes_down == 4 * size  # trained from what they held, fetched the new one
+    assert second.train_loss == 0.5
+    assert second.validation_loss is not None
+    assert result.bytes_up == 6 * size
+
+
+def test_a_model_is_fetched_to_train_when_nobody_validates(tmp_path):
+    result = Fleet(tmp_path, 4).run(rounds=2, clients_per_round=3, evaluate_every=0)
+    assert [r.bytes_down for r in result.history] == [0, 3 * SIZE * 4, 3 * SIZE * 4]
+    assert result.model == result.last_model
+    assert result.best_round == 2
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan", "short"])
+def test_a_failing_device_is_counted_and_the_round_goes_on(tmp_path, fault):
+    nodes = [{}, {"fault": fault, "fault_round": 1}, {}]
+    result = Fleet(tmp_path, nodes).run(rounds=2)
+    first, second = result.history[1:]
+    assert (first.asked, first.answered) == (3, 2)
+    (failure,) = first.failures
+    assert failure.startswith("device-0001: ")
+    assert (second.answered, second.failures) == (3, ())
+
+
+def test_too_few_replies_end_the_run_with_the_reason(tmp_path):
+    fleet = Fleet(tmp_path, [{"fault": "raise"}, {"fault": "raise"}, {}])
+    with pytest.raises(FedspkError, match=r"Round 1: 1 of 3 .* 2 are needed.*battery is empty"):
+        fleet.run(rounds=2)
+
+
+def test_a_node_that_cannot_say_who_it_is_takes_no_part(tmp_path):
+    result = Fleet(tmp_path, [{}, {"fault": "mute"}, {}]).run(rounds=1)
+    assert result.history[1].asked == 2
+    assert result.history[1].failures == ("no voice",)
+
+
+def test_the_run_stops_when_patience_ends_and_returns_the_best_round(tmp_path):
+    # The devices' mean loss is lowest at 1.0; a step of 3 overshoots it ever further.
+    fleet = Fleet(tmp_path, 3)
+    result = fleet.run(rounds=50, patience=2, server_learning_rate=4.5)
+    losses = [record.validation_loss for record in result.history]
+    assert result.stopped_early
+    assert result.rounds == result.best_round + 2
+    assert losses[result.best_round] == min(losses)
+    model = fleet.store.get(result.model).astype(np.float64)
+    loss = np.mean([np.mean((model - k) ** 2) for k in range(3)])
+    assert loss == pytest.approx(min(losses))
+
+
+class _PowerCutError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimiser", ["fedavg", "fedavgm", "fedadam"])
+@pytest.mark.parametrize("last_round", [0, 1, 3])
+def test_an_interrupted_run_continues_with_the_same_bits(tmp_path, optimiser, last_round):
+    changes = {"rounds": 4, "optimiser": optimiser, "clients_per_round": 2}
+
+    def cut_power(record):
+        if record.round == last_round:
+            raise _PowerCutError
+
+    whole = Fleet(tmp_path / "whole", 4).run(**changes)
+    fleet = Fleet(tmp_path / "cut", 4)
+    with pytest.raises(_PowerCutError):
+        fleet.run(cut_power, **changes)
+    rounds_after = []
+    resumed = fleet.run(lambda record: rounds_after.append(record.round), **changes)
+    assert rounds_after == list(range(last_round + 1, 5))
+    assert (resumed.model, resumed.last_model) == (whole.model, whole.last_model)
+    assert [r.validation_loss for r in resumed.history] == [
+        r.validation_loss for r in whole.history
+    ]
+    assert [r.bytes_down for r in resumed.history] == [r.bytes_down for r in whole.history]
+
+
+def test_a_failure_in_a_round_leaves_the_round_before(tmp_path, monkeypatch):
+    fleet = Fleet(tmp_path, 3)
+    monkeypatch.setattr(fleet.store, "put", _full_disk(fleet.store.put, after=1))
+    with pytest.raises(FedspkError, match="disk is full"):
+        fleet.run(rounds=3)
+    monkeypatch.undo()
+    whole = Fleet(tmp_path / "whole", 3).run(rounds=3)
+    assert fleet.run(rounds=3).last_model == whole.last_model
+
+
+def _full_disk(put, after):
+    calls = []
+
+    def limited(vector):
+        calls.append(1)
+        if len(calls) > after:
+            raise FedspkError("the disk is full")
+        return put(vector)
+
+    return limited
+
+
+def test_a_finished_run_can_go_on_for_more_rounds(tmp_path):
+    fleet = Fleet(tmp_path / "a", 3)
+    fleet.run(rounds=2)
+    assert fleet.run(rounds=4).last_model == Fleet(tmp_path / "b", 3).run(rounds=4).last_model
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    fleet = Fleet(tmp_path, 3)
+    fleet.run(rounds=1)
+    with pytest.raises(FedspkError, match="another configuration"):
+        fleet.run(rounds=1, server_learning_rate=0.5)
+    (tmp_path / "run" / "checkpoint.json").write_text("{}")
+    with pytest.raises(FedspkError, match="is not a checkpoint"):
+        fleet.run(rounds=1)
+
+
+def test_the_store_keeps_only_what_the_run_needs(tmp_path):
+    fleet = Fleet(tmp_path, 3)
+    result = fleet.run(rounds=6, optimiser="fedadam", server_learning_rate=0.05)
+    kept = {path.stem for path in (tmp_path / "store").iterdir()}
+    assert {fleet.initial, result.model, result.last_model} <= kept
+    assert len(kept) <= 5  # and FedAdam's two moments
+
+
+def test_two_nodes_with_one_name_are_an_error(tmp_path):
+    fleet = Fleet(tmp_path, [{"partition-id": 1}, {"partition-id": 1}])
+    with pytest.raises(FedspkError, match="Two nodes say that they are device-0001"):
+        fleet.run(rounds=1)

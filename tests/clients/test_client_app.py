@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from flwr.app import Message
+from tiny_federation import tiny_config, tiny_fleet, tiny_store
+
+from aggregator.federation import run_federation
+from clients import local
+from clients.dataset import DeviceDataset
+from fedspk.errors import FedspkError
+from simulations.executors import SerialExecutor, open_executor
+from simulations.grid import LocalGrid
+
+
+class _RecordingGrid(LocalGrid):
+    """A grid that keeps every byte that a device sends."""
+
+    sent = b""
+
+    def pull_messages(self, message_ids):
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            for record in reply.content.values() if reply.has_content() else ():
+                for value in record.values():
+                    self.sent += value if isinstance(value, bytes) else repr(value).encode()
+            self.sent += pickle.dumps(reply)
+        return replies
+
+
+def _run(folder, executor, grid_type=LocalGrid, devices=3, **changes):
+    paths = tiny_fleet(folder / "fleet", devices)
+    config = tiny_config(**changes)
+    store, initial = tiny_store(folder / "store", config)
+    grid = grid_type(
+        "clients.client_app:app",
+        [{"device": str(path)} for path in paths],
+        executor,
+        run_config={"store": str(folder / "store")},
+    )
+    result = run_federation(grid, config, store, folder / "run", initial=initial)
+    return result, grid, [DeviceDataset.open(path) for path in paths], config, store
+
+
+def test_results_have_the_same_bits_with_any_number_of_workers_and_either_transport(tmp_path):
+    serial = _run(tmp_path / "a", SerialExecutor())[0]
+    with open_executor("inprocess", workers=2) as executor:
+        by_file = _run(tmp_path / "b", executor)[0]
+        by_message = _run(tmp_path / "c", executor, update_transport="message")[0]
+    assert by_file.last_model == serial.last_model == by_message.last_model
+    losses = [[r.validation_loss for r in x.history] for x in (serial, by_file, by_message)]
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.slow
+def test_results_have_the_same_bits_on_ray(tmp_path):
+    serial = _run(tmp_path / "a", SerialExecutor())[0]
+    with open_executor("ray", workers=2) as executor:
+        assert _run(tmp_path / "b", executor)[0].last_model == serial.last_model
+
+
+def test_no_feature_no_embedding_and_no_private_head_leaves_the_device(tmp_path):
+    torch.set_num_threads(1)
+    _, grid, devices, config, store = _run(
+        tmp_path, SerialExecutor(), _RecordingGrid, update_transport="message"
+    )
+    secrets = {}
+    for dataset in devices:
+        rows = [row for variants in dataset.owner_train for row in variants]
+        features = dataset.table.gather(rows)
+        for number, vector in _models(tmp_path, store):
+            model = local.restored_model(dataset, vector, config, round_number=number)
+            model.eval()
+            with torch.inference_mode():
+                embeddings = model(features)
+            for embedding in embeddings:
+                secrets[f"embedding {dataset.device}"] = embedding[:4].numpy().tobytes()
+            for name in model.local_parameters():
+                head = model.state_dict()[name].flatten()[:4]
+                secrets[f"{name} {dataset.device}"] = head.numpy().tobytes()
+        for clip in features:
+            secrets[f"feature {dataset.device}"] = clip.flatten()[:4].numpy().tobytes()
+            secrets[f"half {dataset.device}"] = clip.flatten()[:8].half().numpy().tobytes()
+    assert len(grid.sent) > 100_000  # the updates are in it
+    assert secrets
+    for name, secret in secrets.items():
+        assert secret not in grid.sent, name
+    for word in (b"speaker 0", str(tmp_path).encode()):
+        assert word not in grid.sent
+
+
+def _models(folder, store):
+    from fedspk.files import read_json
+
+    state = read_json(folder / "run" / "checkpoint.json")["state"]
+    return [(0, store.get(state["initial"])), (state["round"], store.get(state["model"]))]
+
+
+def test_a_device_s_error_reaches_the_aggregator_as_one_sentence(tmp_path):
+    config = tiny_config()
+    store, initial = tiny_store(tmp_path / "store", config)
+    (path,) = tiny_fleet(tmp_path / "fleet", 1)
+    nodes = [{"device": str(path)}, {"device": str(tmp_path / "gone.json")}, {}]
+    grid = LocalGrid(
+        "clients.client_app:app",
+        nodes,
+        SerialExecutor(),
+        run_config={"store": str(tmp_path / "store")},
+    )
+    with pytest.raises(FedspkError, match=r"1 of 3 .*gone\.json: there is no such"):
+        run_federation(grid, config, store, tmp_path / "run", initial=initial)
+
+
+def test_devices_of_a_folder_are_dealt_by_partition(tmp_path):
+    tiny_fleet(tmp_path / "fleet", 2)
+    grid = LocalGrid(
+        "clients.client_app:app",
+        [{}, {}, {}],
+        SerialExecutor(),
+        run_config={"devices": str(tmp_path / "fleet")},
+    )
+    replies = list(grid.send_and_receive(_describe(grid)))
+    assert [r.content["fedspk"]["device"] for r in replies[:2]] == ["device-0000", "device-0001"]
+    assert "use fewer nodes" in replies[2].error.reason
+
+
+def _describe(grid):
+    from flwr.app import RecordDict
+
+    return [Message(RecordDict(), node, "query.describe") for node in grid.get_node_ids()]
+
+
+@pytest.mark.parametrize("module", ["clients.client_app", "aggregator.server_app"])
+def test_importing_a_flower_app_brings_in_no_heavy_library(module):
+    code = f"import sys, {module}; print(*sorted({{'torch', 'ray', 'librosa'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

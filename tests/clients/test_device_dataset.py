@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_federation import BINS, FRAMES, PUBLIC, tiny_fleet
+
+from clients.batches import DeviceBatches
+from clients.dataset import DeviceDataset
+from clients.impostors import SpeechImpostors, impostor_source
+from fedspk.errors import FedspkError
+
+_OWNER = 7
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    (path,) = tiny_fleet(tmp_path_factory.mktemp("fleet"), 1)
+    return DeviceDataset.open(path)
+
+
+def _batches(dataset, kind="speech", **changes):
+    options = {"owner_fraction": 0.5, **changes}
+    return DeviceBatches(dataset, _OWNER, impostor_source(kind, dataset), **options)
+
+
+def test_a_description_comes_back_as_it_was_saved(dataset, tmp_path):
+    moved = replace(dataset, folder=tmp_path / "device-0009")
+    moved.save(tmp_path / "device-0009.json")
+    assert DeviceDataset.open(tmp_path / "device-0009.json") == moved
+
+
+def test_a_batch_holds_the_owner_s_share_and_impostors_with_their_classes(dataset):
+    features, labels = next(_batches(dataset).batches(1, 8))
+    assert features.shape == (8, FRAMES, BINS)
+    assert features.dtype == torch.float32
+    assert labels[:4].tolist() == [_OWNER] * 4
+    assert set(labels[4:].tolist()) <= set(range(PUBLIC))
+
+
+def test_the_same_seed_draws_the_same_batches(dataset):
+    source = _batches(dataset, crop_frames=10)
+    one, two, other = (source.batches(seed, 6) for seed in (1, 1, 2))
+    for _ in range(3):
+        features, labels = next(one)
+        again, labels_again = next(two)
+        assert torch.equal(features, again)
+        assert torch.equal(labels, labels_again)
+    assert not torch.equal(next(other)[0], features)
+
+
+def test_each_owner_utterance_comes_once_before_any_comes_again(dataset):
+    batches = _batches(dataset, "none").batches(3, 4)
+    of_row = {row: n for n, variants in enumerate(dataset.owner_train) for row in variants}
+    table = dataset.table
+    known = {table.gather([row])[0].numpy().tobytes(): n for row, n in of_row.items()}
+    for _ in range(5):
+        features, labels = next(batches)
+        assert labels.tolist() == [_OWNER] * 4
+        assert sorted(known[clip.numpy().tobytes()] for clip in features) == [0, 1, 2, 3]
+
+
+def test_crops_are_whole_runs_of_frames(dataset):
+    features, _ = next(_batches(dataset, crop_frames=5).batches(1, 8))
+    assert features.shape == (8, 5, BINS)
+    rows = [row for variants in dataset.owner_train for row in variants]
+    clips = dataset.table.gather(rows)
+    windows = clips.unfold(1, 5, 1).transpose(2, 3)  # (clips, starts, 5, bins)
+    for crop in features[:4]:
+        assert (windows == crop).all(dim=(2, 3)).any()
+
+
+def test_a_crop_longer_than_a_clip_is_refused(dataset):
+    with pytest.raises(FedspkError, match="choose fewer"):
+        next(_batches(dataset, crop_frames=FRAMES + 1).batches(1, 4))
+
+
+def test_every_public_speaker_is_drawn_equally_often(dataset):
+    uneven = replace(
+        dataset,
+        impostors=(*dataset.impostors, *dataset.impostors[:3] * 5),
+        impostor_labels=(*dataset.impostor_labels, *dataset.impostor_labels[:3] * 5),
+    )
+    _, labels = SpeechImpostors(uneven).draw(3000, np.random.default_rng(0))
+    assert np.bincount(labels.numpy(), minlength=PUBLIC).min() > 900
+
+
+def test_a_generator_of_impostors_is_asked_for_by_name(dataset):
+    with pytest.raises(FedspkError, match="No impostor generator"):
+        impostor_source("gan", dataset)
+
+
+def test_a_device_without_impostors_says_so(dataset):
+    lonely = replace(dataset, impostors=(), impostor_labels=())
+    with pytest.raises(FedspkError, match="has no impostors"):
+        impostor_source("speech", lonely)
+    assert impostor_source("none", lonely) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": 9}, "not a device description"),
+        ({"owner_train": []}, "owner_train is empty"),
+        ({"owner_train": [[]]}, "has no row"),
+        ({"impostor_labels": [1]}, "differ in length"),
+        ({"owner_train": 3}, "list of lists"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_broken_description_is_one_clear_error(dataset, tmp_path, change, sentence):
+    path = tmp_path / "device.json"
+    dataset.save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(FedspkError, match=sentence):
+        DeviceDataset.open(path)
+
+
+def test_a_missing_description_is_named(tmp_path):
+    with pytest.raises(FedspkError, match=r"device-0001\.json: there is no such"):
+        DeviceDataset.open(tmp_path / "device-0001.json")

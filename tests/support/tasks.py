@@ -1,0 +1,33 @@
+"""Tasks for executors: workers import them from here."""
+
+from __future__ import annotations
+
+import os
+import time
+
+
+def square(number: int) -> int:
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number * number
+
+
+def slow_when_small(number: int) -> int:
+    time.sleep(0.2 if number == 0 else 0.0)
+    return number
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os._exit(9)
+    return number
+
+
+def threads(_: int) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def pid(_: int) -> int:
+    return os.getpid()
