@@ -3,4 +3,6 @@
 Nothing here knows Flower, a web framework or a role; every role package stands on it.
 """
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("fedspk")

@@ -5,6 +5,7 @@ Amplitudes are in units of full scale: 1.0 is 0 dBFS. Levels are in dB relative 
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -53,7 +54,10 @@ def load_audio(path: Path) -> FloatArray:
     """
     path = Path(path)
     try:
-        if path.stat().st_size == 0:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError(f"{path}: is not a file.", "unreadable")
+        if status.st_size == 0:
             raise AudioError(f"{path}: the file is empty (zero bytes).", "empty file")
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
@@ -134,6 +138,16 @@ def check_speech(audio: FloatArray, min_seconds: float = 1.0) -> None:
             "needed.",
             "too short",
         )
+
+
+def change_speed(audio: FloatArray, speed: float) -> FloatArray:
+    """Play `speed` times as fast: (samples / speed,) float32; pitch and formants move with it.
+
+    Source: Ko et al., "Audio augmentation for speech recognition", Interspeech 2015.
+    """
+    if speed == 1.0:
+        return audio
+    return np.asarray(soxr.resample(audio, SAMPLE_RATE * speed, SAMPLE_RATE), dtype=np.float32)
 
 
 def crop_or_repeat(audio: FloatArray, samples: int, start: int = 0) -> FloatArray:

@@ -1,0 +1,71 @@
+"""Error rates from anybody's scores, and scores from anybody's trial list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedspk.audio import load_audio, trim_silence
+from fedspk.engine import SpeechEngine
+from fedspk.errors import FedspkError
+from fedspk.metrics import bootstrap_eer, equal_error_rate, min_dcf
+from fedspk.progress import progress
+from fedspk.scoring import cosine_scores, make_profile
+from fedspk.trials import Trial
+
+Scores = npt.NDArray[np.float64]
+
+
+def error_rates(target: Scores, nontarget: Scores, p_target: float, seed: int) -> dict[str, Any]:
+    """Return EER (per cent) with its 95 % bootstrap interval and threshold, and minDCF.
+
+    Args:
+        target: scores of target trials, (n,).
+        nontarget: scores of non-target trials, (m,).
+        p_target: prior of a target trial in the detection cost.
+        seed: seed of the bootstrap over trials.
+    """
+    rate = equal_error_rate(target, nontarget)
+    low, high = bootstrap_eer(target, nontarget, seed=seed)
+    return {
+        "eer": 100 * rate.value,
+        "eer_interval": [100 * low, 100 * high],
+        "threshold": rate.threshold,
+        "min_dcf": min_dcf(target, nontarget, p_target=p_target),
+        "p_target": p_target,
+        "targets": len(target),
+        "nontargets": len(nontarget),
+        "seed": seed,
+    }
+
+
+def score_trials(
+    trials: Sequence[Trial], engine: SpeechEngine, root: Path
+) -> tuple[Scores, Scores]:
+    """Return target and non-target cosine scores; each utterance is embedded once.
+
+    Args:
+        trials: the list; utterances are files under `root`.
+        engine: the model that embeds them.
+        root: folder of the audio.
+
+    Raises:
+        FedspkError: an utterance is missing or is not usable speech.
+    """
+    names = sorted({name for trial in trials for name in (trial.enrolment, trial.test)})
+    embeddings = {}
+    for name in progress(names, description="embedding", unit="utterance"):
+        path = root / name
+        if not path.is_file():
+            raise FedspkError(f"{path}: the trial list names it, but there is no such file.")
+        embeddings[name] = engine.embed(trim_silence(load_audio(path)))
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for trial in trials:
+        profile = make_profile(embeddings[trial.enrolment].reshape(1, -1))
+        test = embeddings[trial.test].reshape(1, -1)
+        scores[trial.is_target].append(float(cosine_scores(profile, test).item()))
+    return np.array(scores[True]), np.array(scores[False])

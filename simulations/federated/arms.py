@@ -1,0 +1,214 @@
+"""The arms of the experiment, each from the same start to every device's trial scores.
+
+Whatever an arm finishes is a file in its folder, so an interrupted run goes on where it stopped:
+the model that all devices share, or one device's scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aggregator.checkpoint import RoundRecord
+from aggregator.federation import FederationResult, run_federation
+from clients.dataset import DeviceDataset
+from clients.local import (
+    PersonalPlan,
+    personal_model,
+    personalise,
+    restored_model,
+    train_individual,
+)
+from fedspk.files import read_json, write_json
+from fedspk.model import SpeakerModel
+from fedspk.progress import progress
+from fedspk.rounds import RunConfig
+from fedspk.run_model import device_model, shared_names
+from fedspk.weights import FloatVector, WeightStore, flatten
+from simulations.executors import Executor
+from simulations.federated.central import load_classes, shared_state
+from simulations.federated.plan import device_path
+from simulations.federated.results import ArmCost
+from simulations.federated.scoring import score_device
+from simulations.federated.trials import DeviceScores, load_scores, save_scores
+from simulations.grid import LocalGrid
+
+CLIENT_APP = "clients.client_app:app"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One arm in one fold: every device's scores, the cost, the learning curve."""
+
+    devices: tuple[DeviceScores, ...]
+    cost: ArmCost
+    history: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the arms of one fold work: the saved plan, and the executor."""
+
+    folder: Path
+    devices: int
+    executor: Executor
+
+    def store(self, run: RunConfig) -> WeightStore:
+        """Return the models of one arm."""
+        return WeightStore(self.folder / "store" / run.name)
+
+    def put(self, start: SpeakerModel, run: RunConfig) -> str:
+        """Store what all devices begin with: `start`'s weights in the run's network."""
+        model = device_model(run)
+        model.load_parameters(shared_state(start, model))
+        return self.store(run).put(flatten(model.state_dict(), shared_names(model, run)))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One device's part of an arm; small enough to send to a worker."""
+
+    folder: Path
+    arm: str
+    index: int
+    model: str
+    run: str
+    plan: PersonalPlan | None = None
+    round: int = 0
+    classifier: bool = True
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "arms" / self.arm / f"device-{self.index:04d}.npz"
+
+    @property
+    def record(self) -> Path:
+        return self.scores.with_suffix(".json")
+
+
+def run_initial(stage: Stage, start: SpeakerModel, run: RunConfig) -> Scored:
+    """Score the model that every device starts from; it has no class for any owner."""
+    model = stage.put(start, run)
+    return _on_devices(stage, _score_shared, "initial", model, run, classifier=False)
+
+
+def run_individual(stage: Stage, start: SpeakerModel, run: RunConfig, plan: PersonalPlan) -> Scored:
+    """Train every device's own model from the start, to its best by validation."""
+    model = stage.put(start, run)
+    return _on_devices(stage, _train_individual, run.name, model, run, plan=plan)
+
+
+def run_federated(
+    stage: Stage, start: SpeakerModel, run: RunConfig
+) -> tuple[Scored, FederationResult]:
+    """Train together, round by round, and score the best round's model on every device."""
+    store = stage.store(run)
+    nodes = [{"device": str(device_path(stage.folder, i))} for i in range(stage.devices)]
+    grid = LocalGrid(CLIENT_APP, nodes, stage.executor, run_config={"store": str(store.root)})
+    checkpoints = stage.folder / "checkpoints" / run.name
+    initial = stage.put(start, run)
+    with progress(total=run.rounds, description=f"Arm {run.name}", unit="round") as bar:
+
+        def show(record: RoundRecord) -> None:
+            bar.update(record.round - bar.n)
+
+        result = run_federation(grid, run, store, checkpoints, initial=initial, on_round=show)
+    scored = _on_devices(stage, _score_shared, run.name, result.model, run, round=result.best_round)
+    cost = ArmCost(
+        steps=sum(record.steps for record in result.history) / stage.devices,
+        seconds=sum(record.training_seconds for record in result.history),
+        bytes=result.bytes_down + result.bytes_up,
+    )
+    history = tuple(asdict(record) for record in result.history)
+    return Scored(scored.devices, cost, history), result
+
+
+def run_personalised(
+    stage: Stage, federated: FederationResult, run: RunConfig, name: str, plan: PersonalPlan
+) -> Scored:
+    """Tune the federated model on every device, to its best by validation."""
+    return _on_devices(
+        stage, _personalise, name, federated.model, run, plan=plan, round=federated.best_round
+    )
+
+
+def run_pooled(stage: Stage, model_file: Path, run: RunConfig) -> Scored:
+    """Score the pooled model, which has a class for every owner."""
+    return _on_devices(stage, _score_pooled, "pooled", str(model_file), run)
+
+
+def _on_devices(
+    stage: Stage,
+    work: Callable[[_Task], None],
+    arm: str,
+    model: str,
+    run: RunConfig,
+    **details: Any,
+) -> Scored:
+    """Do `work` on every device that has no scores yet, and read what all devices found."""
+    tasks = [
+        _Task(stage.folder, arm, index, model, run.to_json(), **details)
+        for index in range(stage.devices)
+    ]
+    todo = [task for task in tasks if not task.record.exists()]
+    finished = stage.executor.map(work, todo)
+    for _ in progress(finished, total=len(todo), description=f"Arm {arm}", unit="device"):
+        pass
+    return _gather(tasks)
+
+
+def _gather(tasks: Sequence[_Task]) -> Scored:
+    records = [read_json(task.record) for task in tasks]
+    return Scored(
+        devices=tuple(load_scores(task.scores, 1)[0] for task in tasks),
+        cost=ArmCost(
+            steps=sum(record["steps"] for record in records) / len(records),
+            seconds=sum(record["seconds"] for record in records),
+        ),
+    )
+
+
+def _train_individual(task: _Task) -> None:
+    dataset, run = _opened(task)
+    assert task.plan is not None
+    trained = train_individual(dataset, _vector(task), run, task.plan)
+    model = personal_model(dataset, trained.vector, run)
+    _save(task, model, trained.result.steps, trained.result.seconds)
+
+
+def _personalise(task: _Task) -> None:
+    dataset, run = _opened(task)
+    assert task.plan is not None
+    trained = personalise(dataset, _vector(task), run, task.plan, round_number=task.round)
+    model = personal_model(dataset, trained.vector, run)
+    _save(task, model, trained.result.steps, trained.result.seconds)
+
+
+def _score_shared(task: _Task) -> None:
+    dataset, run = _opened(task)
+    model = restored_model(dataset, _vector(task), run, round_number=task.round)
+    _save(task, model)
+
+
+def _score_pooled(task: _Task) -> None:
+    dataset, run = _opened(task)
+    model = load_classes(Path(task.model), run)
+    model.owner_label += dataset.index
+    _save(task, model)
+
+
+def _opened(task: _Task) -> tuple[DeviceDataset, RunConfig]:
+    return DeviceDataset.open(device_path(task.folder, task.index)), RunConfig.from_json(task.run)
+
+
+def _vector(task: _Task) -> FloatVector:
+    run = RunConfig.from_json(task.run)
+    return WeightStore(task.folder / "store" / run.name).get(task.model)
+
+
+def _save(task: _Task, model: SpeakerModel, steps: int = 0, seconds: float = 0.0) -> None:
+    scores = score_device(model, task.folder, task.index, classifier=task.classifier)
+    save_scores(task.scores, [scores])
+    write_json(task.record, {"steps": steps, "seconds": seconds})

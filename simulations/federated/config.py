@@ -1,0 +1,177 @@
+"""The experiment's configuration: presets in TOML, a file of the user's, then the flags.
+
+What all arms share is one `fedspk.rounds.RunConfig` under `[run]`; `[individual]`, `[federated]`
+and `[personalised]` override single fields of it. `config.json` in a run's folder is the result.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedspk.errors import FedspkError
+from fedspk.features import FrontEndConfig
+from fedspk.rounds import ImpostorKind, RunConfig
+
+Arm: TypeAlias = Literal["initial", "individual", "federated", "personalised", "pooled"]
+Preset: TypeAlias = Literal["default", "quick", "paper"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
+# Arms whose training meets impostors: one of each kind that is asked for.
+IMPOSTOR_ARMS: tuple[Arm, ...] = ("individual", "federated", "personalised")
+
+
+class CentralTraining(BaseModel):
+    """Training in one place: on public speech before version 1, or on everybody's (`pooled`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-1, gt=0)
+    final_learning_rate: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    validate_every: int = Field(100, ge=1)
+    patience: int = Field(5, ge=0)
+
+
+class PersonalTraining(BaseModel):
+    """How a device trains for itself; see `clients.local.PersonalPlan`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(400, ge=1)
+    validate_every: int = Field(20, ge=1)
+    patience: int = Field(5, ge=0)
+    learning_rate: float = Field(1e-2, gt=0)
+    proximal_mu: float = Field(0.0, ge=0)
+
+
+class ExperimentConfig(BaseModel):
+    """Everything that decides the numbers of an experiment.
+
+    arms, impostors: what is compared; the first kind of impostors bears the plain names.
+    init: model file that every arm starts from; without it `start` decides: a model trained on
+        the corpus's public speakers, or random weights as in the paper.
+    folds: above 1, cross-validation over every owner's utterances.
+    public_speakers: at most so many become classes and training impostors.
+    copies: channel-augmented copies of each training utterance, beside the one as recorded.
+    speeds: every public speaker is a further class at each speed other than 1.
+    test_sessions: simulated sessions in which each test utterance is heard.
+    run: what the devices' arms share; `federated` overrides single fields of it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: str = "synthetic"
+    devices: int = Field(25, ge=2)
+    arms: tuple[Arm, ...] = ARMS
+    impostors: tuple[ImpostorKind, ...] = ("speech",)
+    init: Path | None = None
+    start: Literal["public", "random"] = "public"
+    seed: int = Field(0, ge=0)
+    folds: int = Field(1, ge=1)
+    public_speakers: int = Field(100, ge=2)
+    copies: int = Field(6, ge=0)
+    speeds: tuple[float, ...] = (1.0,)
+    test_sessions: int = Field(3, ge=1)
+    front_end: FrontEndConfig = FrontEndConfig()
+    run: RunConfig = RunConfig()
+    federated: dict[str, Any] = Field(default_factory=dict)
+    individual: PersonalTraining = PersonalTraining()
+    personalised: PersonalTraining = PersonalTraining()
+    pretrain: CentralTraining = CentralTraining()
+    pooled: CentralTraining = CentralTraining()
+
+    @field_validator("arms", "impostors")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name each value once, at least one")
+        return value
+
+    def arm(self, arm: Arm, impostors: ImpostorKind, public: int = 0) -> RunConfig:
+        """Return the run configuration of one arm with one kind of impostors.
+
+        Raises:
+            FedspkError: an override names an unknown field or is out of range.
+        """
+        together = arm in ("federated", "personalised")
+        changes = dict(self.federated) if together else {}
+        if changes.get("codeword_seed") is not None:
+            changes["devices"] = self.devices
+        return self.run.changed(
+            **changes,
+            name=arm_name("federated" if together else arm, impostors, self.impostors[0]),
+            seed=self.seed,
+            impostors=impostors,
+            public=public,
+            frames=self.front_end.frames,
+            bins=self.front_end.bins,
+        )
+
+
+def arm_name(arm: Arm, impostors: ImpostorKind, plain: ImpostorKind) -> str:
+    """Return the arm's name in results: the first kind of impostors has no suffix."""
+    return arm if impostors == plain or arm not in IMPOSTOR_ARMS else f"{arm}-{impostors}"
+
+
+def load_config(preset: Preset, file: Path | None, flags: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the preset, overridden by the file's values and then by the flags.
+
+    Args:
+        preset: which of the packaged TOML files to start from.
+        file: the user's TOML file with any of the same fields.
+        flags: values by dotted field name, for example `{"federated.rounds": 5}`.
+
+    Raises:
+        FedspkError: the file cannot be read, or a field is unknown or out of range.
+    """
+    values: dict[str, Any] = {}
+    for name in dict.fromkeys(("default", preset)):
+        _merge(values, tomllib.loads(_preset_text(name)))
+    if file is not None:
+        _merge(values, _read_toml(file))
+    for dotted, value in flags.items():
+        *path, last = dotted.split(".")
+        place = values
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    try:
+        config = ExperimentConfig.model_validate(values)
+        for arm in IMPOSTOR_ARMS:
+            config.arm(arm, config.impostors[0])
+        return config
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(str(part) for part in fault["loc"])
+        raise FedspkError(f"Configuration field {field}: {fault['msg']}.") from error
+
+
+def _preset_text(name: str) -> str:
+    return (resources.files("simulations.federated") / "presets" / f"{name}.toml").read_text()
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedspkError(f"{file}: cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FedspkError(f"{file}: is not valid TOML ({error}).") from error
+
+
+def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for name, value in over.items():
+        if isinstance(value, Mapping) and isinstance(values.get(name), dict):
+            _merge(values[name], value)
+        else:
+            values[name] = value
