@@ -49,9 +49,7 @@ class WeightedMean:
             )
         if not (math.isfinite(weight) and weight > 0):
             raise FedspkError(f"An update has the weight {weight}, which is not positive.")
-        with np.errstate(invalid="ignore"):
-            total = float(np.sum(delta, dtype=np.float64))
-        if not math.isfinite(total):
+        if not np.isfinite(delta).all():
             raise FedspkError("An update has numbers that are not finite; lower the learning rate.")
         for start in range(0, delta.size, _BLOCK):
             block = delta[start : start + _BLOCK]
