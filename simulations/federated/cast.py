@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from fedspk.cache import FeatureCache
 from fedspk.corpora import Corpus, Utterance, examine, require_speakers, split_utterances
@@ -23,6 +24,8 @@ _OUTSIDER_FRACTION = 0.2
 _MAX_OUTSIDERS = 25
 _MIN_PUBLIC = 2
 _SPARE_OWNERS = 5
+_FEW_UTTERANCES = 10
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,20 @@ def choose_speakers(
     Raises:
         FedspkError: too few speakers have enough usable utterances.
     """
-    shuffled = _shuffled(corpus, seed)
-    rich = [name for name in shuffled if len(corpus.speakers[name]) >= MIN_OWNER_UTTERANCES]
-    owners = rich[: devices + _SPARE_OWNERS]
-    others = [name for name in shuffled if name not in set(owners)]
+    owners = _owners(corpus, devices + _SPARE_OWNERS, seed)
+    others = [name for name in _shuffled(corpus, seed) if name not in set(owners)]
     require_speakers(corpus, devices + _MIN_PUBLIC + 2, 1)
     chosen = owners + others[: public_limit + _MAX_OUTSIDERS]
     examined = examine(corpus.only(chosen), cache, workers=workers, show_progress=True)
     require_speakers(examined, devices + _MIN_PUBLIC + 2, 1)
     require_speakers(examined, devices, MIN_OWNER_UTTERANCES)
     return examined
+
+
+def count_folds(corpus: Corpus, devices: int, seed: int) -> int:
+    """Return 1, or 5 where an owner's single test set would be too small to mean anything."""
+    fewest = min(len(corpus.speakers[name]) for name in _owners(corpus, devices, seed))
+    return 1 if fewest >= _FEW_UTTERANCES else _FOLDS
 
 
 def assign(
@@ -83,10 +90,8 @@ def assign(
     Raises:
         FedspkError: an owner has too few utterances left to train and validate on.
     """
-    shuffled = _shuffled(corpus, seed)
-    rich = [name for name in shuffled if len(corpus.speakers[name]) >= MIN_OWNER_UTTERANCES]
-    owners = rich[:devices]
-    others = [name for name in shuffled if name not in set(owners)]
+    owners = _owners(corpus, devices, seed)
+    others = [name for name in _shuffled(corpus, seed) if name not in set(owners)]
     outsider_count = min(_MAX_OUTSIDERS, max(2, round(_OUTSIDER_FRACTION * len(others))))
     outsiders, public = others[:outsider_count], others[outsider_count:][:public_limit]
     return Cast(
@@ -136,6 +141,11 @@ def _hold_out(utterances: Utterances, seed: int) -> tuple[Utterances, Utterances
         tuple(u for u in names if u.id not in held),
         tuple(u for u in names if u.id in held),
     )
+
+
+def _owners(corpus: Corpus, count: int, seed: int) -> list[str]:
+    rich = (n for n in _shuffled(corpus, seed) if len(corpus.speakers[n]) >= MIN_OWNER_UTTERANCES)
+    return list(islice(rich, count))
 
 
 def _shuffled(corpus: Corpus, seed: int) -> list[str]:

@@ -127,6 +127,9 @@ def _train(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         patience=settings.patience,
+        optimiser=settings.optimiser,
+        clip_norm=settings.clip_norm,
+        frozen_statistics=settings.frozen_statistics,
         precision=run.precision,
     )
     before = torch.get_num_threads()

@@ -59,7 +59,8 @@ def simulate(
         typer.Option(help="Does the head stay on the device or is it averaged too?"),
     ] = None,
     folds: Annotated[
-        int | None, typer.Option(min=1, help="Folds of cross-validation over test utterances.")
+        int | None,
+        typer.Option(min=0, help="Folds of cross-validation; 0: when utterances are few."),
     ] = None,
     seed: SeedOption = None,
     preset: Annotated[

@@ -23,6 +23,13 @@ Preset: TypeAlias = Literal["default", "quick", "paper"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
+# The files that make up a preset, each on top of the one before.
+_LAYERS: dict[Preset, tuple[Preset, ...]] = {
+    "default": ("default",),
+    "quick": ("default", "quick"),
+    "paper": ("paper",),
+}
+
 # Arms whose training meets impostors: one of each kind that is asked for.
 IMPOSTOR_ARMS: tuple[Arm, ...] = ("individual", "federated", "personalised")
 
@@ -40,6 +47,9 @@ class CentralTraining(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     validate_every: int = Field(100, ge=1)
     patience: int = Field(5, ge=0)
+    optimiser: Literal["sgd", "adamw"] = "adamw"
+    clip_norm: float = Field(5.0, ge=0)
+    frozen_statistics: bool = False
 
 
 class PersonalTraining(BaseModel):
@@ -60,7 +70,8 @@ class ExperimentConfig(BaseModel):
     arms, impostors: what is compared; the first kind of impostors bears the plain names.
     init: model file that every arm starts from; without it `start` decides: a model trained on
         the corpus's public speakers, or random weights as in the paper.
-    folds: above 1, cross-validation over every owner's utterances.
+    folds: above 1, cross-validation over every owner's utterances; 0 chooses it, in place of one
+        80/20 split, where an owner has few utterances.
     public_speakers: at most so many become classes and training impostors.
     copies: channel-augmented copies of each training utterance, beside the one as recorded.
     speeds: every public speaker is a further class at each speed other than 1.
@@ -77,7 +88,7 @@ class ExperimentConfig(BaseModel):
     init: Path | None = None
     start: Literal["public", "random"] = "public"
     seed: int = Field(0, ge=0)
-    folds: int = Field(1, ge=1)
+    folds: int = Field(0, ge=0)
     public_speakers: int = Field(100, ge=2)
     copies: int = Field(6, ge=0)
     speeds: tuple[float, ...] = (1.0,)
@@ -135,7 +146,7 @@ def load_config(preset: Preset, file: Path | None, flags: Mapping[str, Any]) -> 
         FedspkError: the file cannot be read, or a field is unknown or out of range.
     """
     values: dict[str, Any] = {}
-    for name in dict.fromkeys(("default", preset)):
+    for name in _LAYERS[preset]:
         _merge(values, tomllib.loads(_preset_text(name)))
     if file is not None:
         _merge(values, _read_toml(file))

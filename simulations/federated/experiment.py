@@ -29,7 +29,7 @@ from simulations.federated.arms import (
     run_personalised,
     run_pooled,
 )
-from simulations.federated.cast import Cast, assign, choose_speakers
+from simulations.federated.cast import Cast, assign, choose_speakers, count_folds
 from simulations.federated.config import ExperimentConfig, PersonalTraining, arm_name
 from simulations.federated.plan import Plan, make_plan, save_plan
 from simulations.federated.report import write_report
@@ -71,6 +71,9 @@ def run_experiment(
         require_impostors(kind)
     corpus = _chosen(config, cache := FeatureCache(cache_root), executor.workers)
     _claim(out, config, corpus, resume)
+    config = config.model_copy(
+        update={"folds": config.folds or count_folds(corpus, config.devices, config.seed)}
+    )
     folds = [_run_fold(config, corpus, cache, out, executor, f) for f in range(config.folds)]
     arms = {
         name: _merged(name, [fold[name] for fold, _ in folds], config.seed) for name in folds[0][0]
