@@ -13,11 +13,13 @@ from fedspk.memory import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(77)
 torch.set_num_threads(1)
-for _ in range(20):
-    torch.ones(2**21)
+def step():
+    return len([torch.ones(2**21) for _ in range(8)])
+for _ in range(5):
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(2**21)
+for _ in range(10):
+    step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
