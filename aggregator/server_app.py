@@ -3,11 +3,12 @@
 The Flower run configuration (`--run-config`, `[tool.flwr.app.config]`) has these keys; empty means
 the default:
 
-config: a JSON file of `RunConfig` fields; rounds: overrides its rounds when above 0.
-store: the folder of models by content hash; checkpoints: the folder of the run's checkpoint,
-    in which a run continues.
+config: a JSON file of `RunConfig` fields; default: a small run on speakers of the corpus.
+rounds: overrides the configuration's when above 0.
+store: the folder of models by content hash; checkpoints: the folder of the run's checkpoint, in
+    which a run continues; default: this run's own below the user's cache.
 init: hash of a model in the store to start from; default: the run's freshly drawn one.
-devices, device: where the devices find their data (see `clients.client_app`).
+corpus, devices, device: where the devices find their data (see `clients.client_app`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,23 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedspk.errors import FedspkError
 from fedspk.rounds import RunConfig
+from fedspk.run_folder import PUBLIC_SPEAKERS, run_folder
 
 if TYPE_CHECKING:
     from aggregator.checkpoint import RoundRecord
 
 app = ServerApp()
 _log = logging.getLogger("flwr")
+
+_SMALL_RUN = RunConfig(
+    head_kind="softmax",
+    public=PUBLIC_SPEAKERS,
+    batch_size=32,
+    crop_frames=200,
+    final_learning_rate=1e-3,
+    local_epochs=2,
+    rounds=3,
+)
 
 
 @app.main()
@@ -37,23 +49,24 @@ def main(grid: Grid, context: Context) -> None:
     from fedspk.weights import WeightStore
 
     config = _run_config(context)
-    store = WeightStore(Path(_setting(context, "store")))
+    store = WeightStore(_folder(context, "store"))
     initial = str(context.run_config.get("init") or "") or store.put(initial_vector(config))
     result = run_federation(
         grid,
         config,
         store,
-        Path(_setting(context, "checkpoints")),
+        _folder(context, "checkpoints"),
         initial=initial,
         on_round=_report,
     )
-    _log.info("Best round %d of %d: model %s", result.best_round, result.rounds, result.model)
+    model = store.path(result.model)
+    _log.info("The best of %d rounds is %d: %s", result.rounds, result.best_round, model)
 
 
 def _run_config(context: Context) -> RunConfig:
     path = str(context.run_config.get("config") or "")
     if not path:
-        config = RunConfig()
+        config = _SMALL_RUN
     else:
         try:
             config = RunConfig.from_json(Path(path).read_text(encoding="utf-8"))
@@ -63,11 +76,9 @@ def _run_config(context: Context) -> RunConfig:
     return config.changed(rounds=rounds) if rounds > 0 else config
 
 
-def _setting(context: Context, name: str) -> str:
-    value = str(context.run_config.get(name) or "")
-    if not value:
-        raise FedspkError(f"The run configuration has no {name}; set it to a folder.")
-    return value
+def _folder(context: Context, name: str) -> Path:
+    folder = str(context.run_config.get(name) or "")
+    return Path(folder) if folder else run_folder(context.run_id) / name
 
 
 def _report(record: RoundRecord) -> None:

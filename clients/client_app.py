@@ -2,9 +2,10 @@
 
 Where the data and the models are is the node's configuration, or else the run's:
 
-device: the device's description (see `DeviceDataset`); without it `devices`, a folder whose
-    device-*.json are dealt to the nodes by `partition-id`.
-store: the folder of models by content hash.
+device: the device's description (see `DeviceDataset`); without it
+devices: a folder whose device-*.json are dealt to the nodes by `partition-id`; without it
+corpus: what `open_corpus` takes; every node draws its own speaker.
+store: the folder of models by content hash; without it the run's own below the user's cache.
 
 Heavy libraries are imported where a message needs them: a deployment starts a process a message.
 """
@@ -29,12 +30,15 @@ from fedspk.rounds import (
     TrainReply,
     TrainRequest,
 )
+from fedspk.run_folder import run_folder
 
 if TYPE_CHECKING:
     from clients.dataset import DeviceDataset
     from fedspk.weights import WeightStore
 
 app = ClientApp()
+
+_DESCRIPTIONS = "device-[0-9]*[0-9].json"
 
 
 @app.query("describe")
@@ -102,16 +106,13 @@ def _reply(message: Message, record: dict[str, RecordValue]) -> Message:
 def _dataset(context: Context) -> DeviceDataset:
     from clients.dataset import DeviceDataset
 
-    device = _setting(context, "device")
+    device, folder = _setting(context, "device"), _setting(context, "devices")
     if device:
         return DeviceDataset.open(Path(device))
-    folder = _setting(context, "devices")
-    if not folder:
-        raise FedspkError(
-            "The node's configuration names no data; set device (a file) or devices (a folder)."
-        )
-    files = sorted(Path(folder).glob("device-*.json"))
     partition = int(context.node_config.get("partition-id", 0))
+    if not folder:
+        return _drawn_dataset(context, partition)
+    files = sorted(Path(folder).glob(_DESCRIPTIONS))
     if partition >= len(files):
         raise FedspkError(
             f"{folder}: has {len(files)} devices and the federation more nodes; use fewer nodes."
@@ -119,11 +120,21 @@ def _dataset(context: Context) -> DeviceDataset:
     return DeviceDataset.open(files[partition])
 
 
+def _drawn_dataset(context: Context, partition: int) -> DeviceDataset:
+    corpus = _setting(context, "corpus")
+    if not corpus:
+        raise FedspkError(
+            "The node's configuration names no data; set device (a file), devices (a folder) or "
+            "corpus."
+        )
+    from clients.partition import partition_dataset
+
+    partitions = int(context.node_config.get("num-partitions", 1))
+    return partition_dataset(corpus, partition, partitions, run_folder(context.run_id) / "devices")
+
+
 def _store(context: Context) -> WeightStore:
-    folder = _setting(context, "store")
-    if not folder:
-        raise FedspkError("The node's configuration names no store of models; set store.")
-    return _open_store(folder)
+    return _open_store(_setting(context, "store") or str(run_folder(context.run_id) / "store"))
 
 
 @cache

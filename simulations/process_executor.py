@@ -30,6 +30,8 @@ class _Worker:
     pipe: connection.Connection
 
     def end(self, *, at_once: bool) -> None:
+        if self.pipe.closed:
+            return
         self.pipe.close()
         if at_once:
             self.process.terminate()
@@ -50,6 +52,7 @@ class ProcessExecutor(Executor):
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._idle: list[_Worker] = []
+        self._started: list[_Worker] = []
 
     def attempt(
         self, function: Callable[[Item], Result], items: Iterable[Item]
@@ -75,8 +78,12 @@ class ProcessExecutor(Executor):
                 worker.end(at_once=True)
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop().end(at_once=False)
+        for worker in self._idle:
+            worker.end(at_once=False)
+        for worker in self._started:  # what is left works for an iteration that was given up
+            worker.end(at_once=True)
+        self._idle.clear()
+        self._started.clear()
 
     def _feed(
         self,
@@ -94,13 +101,18 @@ class ProcessExecutor(Executor):
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 done[index] = error
                 continue
-            worker = self._idle.pop() if self._idle else _start()
+            worker = self._idle.pop() if self._idle else self._new_worker()
             busy[worker.pipe] = (worker, index)
             try:
                 worker.pipe.send_bytes(task)
             except OSError:
                 del busy[worker.pipe]
                 done[index] = _loss(worker)
+
+    def _new_worker(self) -> _Worker:
+        self._started = [worker for worker in self._started if not worker.pipe.closed]
+        self._started.append(_start())
+        return self._started[-1]
 
     def _receive(self, worker: _Worker) -> Any:
         try:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,15 @@ def test_closing_ends_the_workers():
     assert not any(_is_alive(pid) for pid in pids)
 
 
+def test_closing_ends_workers_whose_results_nobody_waits_for():
+    with ProcessExecutor(2) as executor:
+        given_up = executor.map(tasks.pid_then_sleep, range(4))
+        busy = next(given_up)
+        started = time.monotonic()
+    assert time.monotonic() - started < 20
+    assert not _is_alive(busy)
+
+
 def test_wrong_numbers_of_workers_and_wrong_addresses_are_refused():
     with pytest.raises(FedspkError, match="give 1 or more"):
         open_executor("inprocess", workers=0)
@@ -79,7 +89,7 @@ import os, sys, time
 from simulations.process_executor import ProcessExecutor
 
 def sleep(_):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())
     time.sleep(60)
 
 if __name__ == "__main__":

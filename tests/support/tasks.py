@@ -31,3 +31,8 @@ def threads(_: int) -> int:
 
 def pid(_: int) -> int:
     return os.getpid()
+
+
+def pid_then_sleep(number: int) -> int:
+    time.sleep(60 if number else 0)
+    return os.getpid()
