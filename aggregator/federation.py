@@ -1,4 +1,4 @@
-"""The loop over rounds: Algorithm 1 of Woubie and Baeckstroem 2021 on a Flower grid.
+"""The loop over rounds: Algorithm 1 of Woubie and Bäckström 2021 on a Flower grid.
 
 One round: name the model by its hash, let the sampled devices train, add up their weighted deltas
 in the order of the devices' names, step, let all devices report their validation loss, write the
@@ -160,14 +160,15 @@ class _Federation:
         self,
         state: FederationState,
         model: Float32Array,
-        replies: Mapping[str, TrainReply],
+        replies: dict[str, TrainReply],
         progress: _Progress,
     ) -> tuple[str, dict[str, str]]:
         """Average the updates and move the model; return the hashes of model and moments."""
         mean = WeightedMean(model.size)
         losses = []
+        files = {reply.update for reply in replies.values() if reply.update}
         for device in sorted(replies):
-            reply = replies[device]
+            reply = replies.pop(device)
             try:
                 mean.add(self._delta(reply), reply.weight)
             except FedspkError as error:
@@ -177,6 +178,7 @@ class _Federation:
             progress.steps += reply.steps
             progress.training_seconds += reply.seconds
             progress.bytes_up += model.nbytes
+        _forget(self._store, files - state.vectors())
         require_replies(
             len(losses), progress.asked, self._config, progress.round, progress.failures
         )
@@ -184,9 +186,6 @@ class _Federation:
         progress.train_loss = mean_loss(losses)
         optimiser = self._restored_optimiser(state)
         moved = optimiser.step(model, mean.mean())
-        for reply in replies.values():
-            if reply.update:
-                self._store.remove(reply.update)
         stored = {name: self._store.put(vector) for name, vector in optimiser.state.items()}
         return self._store.put(moved), stored
 
@@ -245,10 +244,12 @@ class _Federation:
     def _delta(self, reply: TrainReply) -> Float32Array:
         if reply.update:
             return self._store.get(reply.update)
+        if len(reply.delta) % 4:
+            raise FedspkError("An update is not a whole number of float32 numbers.")
         return np.frombuffer(reply.delta, dtype="<f4")
 
     def _restored_optimiser(self, state: FederationState) -> ServerOptimiser:
-        optimiser = build_optimiser(self._config)
+        optimiser = build_optimiser(self._config, state.round + 1)
         optimiser.state = {
             name: np.array(self._store.get(vector)) for name, vector in state.optimiser.items()
         }

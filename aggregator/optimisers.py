@@ -40,7 +40,7 @@ class ServerOptimiser(ABC):
 class FedAvg(ServerOptimiser):
     """x <- x + eta D.
 
-    McMahan et al. 2017, Algorithm 1, for eta = 1; Woubie and Baeckstroem 2021, Algorithm 1, for
+    McMahan et al. 2017, Algorithm 1, for eta = 1; Woubie and Bäckström 2021, Algorithm 1, for
     any eta.
     """
 
@@ -88,9 +88,15 @@ class FedAdam(ServerOptimiser):
         return self._moved(model, first / (np.sqrt(second) + self.tau))
 
 
-def build_optimiser(config: RunConfig) -> ServerOptimiser:
-    """Return the server optimiser that a run asks for."""
+def build_optimiser(config: RunConfig, round_number: int = 1) -> ServerOptimiser:
+    """Return the server optimiser that a run asks for, at the rate of one of its rounds.
+
+    A rate that falls does so logarithmically, as the devices' does.
+    """
     eta = config.server_learning_rate
+    if config.final_server_learning_rate is not None:
+        progress = (round_number - 1) / max(1, config.rounds - 1)
+        eta *= (config.final_server_learning_rate / eta) ** progress
     if config.optimiser == "fedavgm":
         return FedAvgM(eta, config.server_momentum)
     if config.optimiser == "fedadam":

@@ -1,6 +1,6 @@
 """The arithmetic of a round, with no input or output: sampling, the weighted mean, early stopping.
 
-Algorithm 1 of Woubie and Baeckstroem 2021: the devices return deltas d_k and weights n_k, and the
+Algorithm 1 of Woubie and Bäckström 2021: the devices return deltas d_k and weights n_k, and the
 server takes w' = w + eta sum_k(n_k d_k) / sum_k(n_k).
 """
 

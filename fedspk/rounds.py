@@ -44,6 +44,7 @@ class RunConfig(BaseModel):
     crop_frames: train on random crops of so many frames; None takes whole clips.
     local_epochs: passes over the owner's utterances a round, used when `local_steps` is 0.
     decay: the learning rate falls to the final one within every "round", or over the "run".
+    final_server_learning_rate: when given, the server's rate falls to it over the run.
     clients_per_round: devices drawn for a round; 0 takes all.
     minimum_reply_fraction: fewer usable replies than this share of those asked end the run.
     server_momentum, server_beta2, server_epsilon: of FedAvgM (the first) and FedAdam.
@@ -82,6 +83,9 @@ class RunConfig(BaseModel):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     proximal_mu: float = Field(default=0.0, ge=0)
+    local_optimiser: Literal["sgd", "adamw"] = "sgd"
+    clip_norm: float = Field(default=0.0, ge=0)
+    frozen_statistics: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 
     rounds: int = Field(default=1, ge=0)
@@ -90,6 +94,7 @@ class RunConfig(BaseModel):
     round_timeout_seconds: float = Field(default=3600.0, gt=0)
     optimiser: OptimiserKind = "fedavg"
     server_learning_rate: float = Field(default=1.0, gt=0)
+    final_server_learning_rate: float | None = Field(default=None, gt=0)
     server_momentum: float = Field(default=0.9, ge=0, lt=1)
     server_beta2: float = Field(default=0.99, ge=0, lt=1)
     server_epsilon: float = Field(default=1e-3, gt=0)
@@ -126,7 +131,8 @@ class RunConfig(BaseModel):
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides a round's numbers: runs of it can continue."""
-        free = {"round_timeout_seconds"} | ({"rounds"} if self.decay == "round" else set())
+        over_run = self.decay == "run" or self.final_server_learning_rate is not None
+        free = {"round_timeout_seconds"} | (set() if over_run else {"rounds"})
         text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -74,7 +74,7 @@ def test_a_model_is_fetched_to_train_when_nobody_validates(tmp_path):
     assert result.best_round == 2
 
 
-@pytest.mark.parametrize("fault", ["raise", "nan", "short"])
+@pytest.mark.parametrize("fault", ["raise", "nan", "short", "cut", "gone"])
 def test_a_failing_device_is_counted_and_the_round_goes_on(tmp_path, fault):
     nodes = [{}, {"fault": fault, "fault_round": 1}, {}]
     result = Fleet(tmp_path, nodes).run(rounds=2)
@@ -83,6 +83,14 @@ def test_a_failing_device_is_counted_and_the_round_goes_on(tmp_path, fault):
     (failure,) = first.failures
     assert failure.startswith("device-0001: ")
     assert (second.answered, second.failures) == (3, ())
+
+
+def test_devices_that_agree_to_the_bit_all_count(tmp_path):
+    fleet = Fleet(tmp_path, [{"still": True}, {"still": True}, {}])
+    fleet.initial = fleet.store.put(np.zeros(SIZE, np.float32))  # what a still device returns
+    result = fleet.run(rounds=2)
+    assert [record.answered for record in result.history] == [0, 3, 3]
+    assert fleet.initial in fleet.store
 
 
 def test_too_few_replies_end_the_run_with_the_reason(tmp_path):

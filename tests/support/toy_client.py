@@ -1,6 +1,7 @@
 """A ClientApp without a network: device k pulls the model towards the number k.
 
-Node configuration: `store`, and `fault` = "raise", "nan" or "short" with `fault_round` (0: always).
+Node configuration: `fault` = "raise", "nan", "short", "cut", "gone" or "mute", in `fault_round` or
+always; `still` for a delta of zero.
 """
 
 from __future__ import annotations
@@ -47,14 +48,17 @@ def train(message: Message, context: Context) -> Message:
         delta[0] = np.nan
     if fault == "short":
         delta = delta[1:]
+    if context.node_config.get("still"):
+        delta[:] = 0
+    in_file = fault not in ("cut", "gone")
     reply = TrainReply(
         device=_name(context),
         weight=float(_index(context) + 1),
         loss=1.0 / request.round,
         steps=1,
         seconds=0.0,
-        update=_store(context).put(delta),
-        delta=b"",
+        update=_store(context).put(delta) if in_file else "0" * 64 if fault == "gone" else "",
+        delta=b"odd" if fault == "cut" else b"",
     )
     return _reply(message, reply.to_record())
 
