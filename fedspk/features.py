@@ -248,6 +248,7 @@ class _MelSpectrum(nn.Module):
     def _clips(self, padded: Tensor, frames: int) -> Tensor:
         pieces = padded.unfold(1, self.window.shape[0], self._hop)[:, :frames]
         if self._pre_emphasis:
+            pieces = pieces.to(self.window.dtype)
             pieces = pieces - pieces.mean(dim=2, keepdim=True)
             previous = torch.cat([pieces[:, :, :1], pieces[:, :, :-1]], dim=2)
             pieces = pieces - self._pre_emphasis * previous

@@ -87,7 +87,7 @@ def _of_the_day(voice: Voice, rng: np.random.Generator) -> Voice:
         pitch=voice.pitch * float(np.exp(rng.normal(0, 0.06))),
         rate=voice.rate * float(np.exp(rng.normal(0, 0.06))),
         breath=voice.breath * float(np.exp(rng.normal(0, 0.3))),
-        tilt=float(np.clip(voice.tilt + rng.normal(0, 0.08), 0.1, 0.85)),
+        tilt=float(np.clip(voice.tilt + rng.normal(0, 0.08), 0.0, 0.7)),
     )
 
 
@@ -104,9 +104,9 @@ class _Channel:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> _Channel:
         return cls(
-            curve=rng.normal(0, 4.0, size=len(_KNOTS)),
+            curve=rng.normal(0, 5.0, size=len(_KNOTS)),
             low_cut=float(rng.uniform(50, 180)),
-            noise_slope=float(rng.uniform(-6, 0)),
+            noise_slope=float(rng.uniform(-9, -2)),
             noise=float(rng.uniform(10, 30)),
             gain=float(rng.uniform(-32, -22)),
         )
@@ -117,13 +117,16 @@ class _Channel:
         frequency = np.maximum(fft.rfftfreq(size, 1 / SAMPLE_RATE), 20.0)
         octave = np.log2(frequency)
         level = np.interp(octave, _KNOTS, self.curve)
-        response = 10 ** (level / 20) / np.sqrt(1 + (self.low_cut / frequency) ** 4)
-        heard = fft.irfft(fft.rfft(audio, size) * response, size)[: len(audio)]
+        speech = fft.rfft(audio, size) * (
+            10 ** (level / 20) / np.sqrt(1 + (self.low_cut / frequency) ** 4)
+        )
         shape = 10 ** (self.noise_slope * octave / 20)
-        noise = fft.irfft(fft.rfft(rng.standard_normal(size)) * shape, size)[: len(audio)]
-        loud = float(heard.std())
-        heard += noise * (loud / float(noise.std()) * 10 ** (-self.noise / 20))
-        return heard * (10 ** (self.gain / 20) / loud)
+        noise = rng.standard_normal((2, len(shape))) * shape
+        power = np.sum(speech.real**2 + speech.imag**2) / np.sum(noise**2)
+        speech += (noise[0] + 1j * noise[1]) * np.sqrt(power * 10 ** (-self.noise / 10))
+        heard: DoubleArray = fft.irfft(speech, size)[: len(audio)]
+        heard *= 10 ** (self.gain / 20) / heard.std()
+        return heard
 
 
 _KNOTS = np.log2(62.5) + np.arange(8.0)  # octaves: 62.5 Hz to 8 kHz

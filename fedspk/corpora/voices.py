@@ -24,7 +24,7 @@ DoubleArray: TypeAlias = npt.NDArray[np.float64]
 
 _STEP = 80  # samples between two control values: 5 ms
 _FRAME = 320  # samples in one frame of the filter: 20 ms, half overlapping
-_FFT_SIZE = 768  # room for the ringing of the narrowest formant after the frame
+_FFT_SIZE = 640  # room for the ringing of the narrowest formant after the frame
 
 
 class _Phone(NamedTuple):
@@ -79,6 +79,7 @@ _CONSONANTS = (
 _PAUSE = _Phone(500, 1500, 2500, 0, 0, 0, 3000, 0)
 _BANDWIDTHS = (60.0, 90.0, 130.0, 200.0, 280.0)  # Hz
 _HIGHER_FORMANTS = (3500.0, 4500.0)  # Hz
+_BEYOND = np.arange(5500.0, 11500.0, 1000.0)  # Hz; resonances that only lift the spectrum's end
 _TARGETS = len(_VOWELS) + len(_CONSONANTS)
 
 
@@ -111,9 +112,9 @@ def draw_voice(rng: np.random.Generator) -> Voice:
         habits=np.exp(rng.normal(0, 0.035, size=(_TARGETS, 3))),
         bandwidth=float(np.exp(rng.normal(0, 0.2))),
         open_quotient=float(rng.uniform(0.45, 0.8)),
-        tilt=float(rng.uniform(0.3, 0.75)),
+        tilt=float(rng.uniform(0.0, 0.5)),
         breath=float(10 ** rng.uniform(-2.0, -1.1)),
-        hiss=float(10 ** rng.uniform(-1.5, -1.0)),
+        hiss=float(10 ** rng.uniform(-1.1, -0.6)),
         rate=float(np.exp(rng.normal(0, 0.1))),
         roughness=float(rng.uniform(0.005, 0.03)),
     )
@@ -139,7 +140,7 @@ def speak(voice: Voice, seconds: float, rng: np.random.Generator) -> DoubleArray
     hiss = rng.standard_normal(samples) * over_time(controls.hiss) * voice.hiss
 
     frames = controls.formants[::2]
-    audio = _filtered(source, _tract_response(frames, voice.bandwidth))
+    audio = _filtered(source, _tract_response(frames, voice.bandwidth, voice.tract))
     audio += _filtered(hiss, _hiss_response(controls.centre[::2]))
     return audio / max(float(audio.std()), 1e-9)
 
@@ -223,18 +224,22 @@ def _wander(rng: np.random.Generator, steps: int, smoothness: float) -> DoubleAr
     return wander
 
 
-def _tract_response(formants: DoubleArray, bandwidth: float) -> npt.NDArray[np.complex128]:
+def _tract_response(
+    formants: DoubleArray, bandwidth: float, tract: float
+) -> npt.NDArray[np.complex128]:
     """Cascade of second-order resonances: (frames, 5) Hz to (frames, FFT bins)."""
     frequency = fft.rfftfreq(_FFT_SIZE, 1 / SAMPLE_RATE)
-    response = np.ones((len(formants), len(frequency)), dtype=np.complex128)
+    wide = 400.0 * bandwidth
+    beyond = (_BEYOND * tract)[:, None] ** 2
+    poles = np.prod(1 - (frequency**2 - 1j * frequency * wide) / beyond, axis=0)
+    response = np.tile(poles, (len(formants), 1))
     for k, width in enumerate(_BANDWIDTHS):
-        wide = width * bandwidth
-        resonance = formants[:, k, None] ** 2 + (wide / 2) ** 2
+        resonance = formants[:, k, None] ** 2 + (width * bandwidth / 2) ** 2
         pole = np.empty_like(response)
         pole.real = 1 - frequency**2 / resonance
-        pole.imag = frequency * wide / resonance
+        pole.imag = frequency * (width * bandwidth) / resonance
         response *= pole
-    inverted: npt.NDArray[np.complex128] = 1 / response
+    inverted: npt.NDArray[np.complex128] = np.reciprocal(response)
     return inverted
 
 
