@@ -52,7 +52,7 @@ def flower_run(
     Raises:
         FedspkError: the run failed or took too long.
     """
-    port, control_port = _free_ports(2)
+    port, control_port = free_ports(2)
     home.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -100,7 +100,8 @@ def _toml(values: Mapping[str, ConfigValue]) -> str:
     return " ".join(parts)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on."""
     with ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

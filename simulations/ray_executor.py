@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -96,9 +97,7 @@ class RayExecutor(Executor):
             if self._address is not None and self._wanted is None:
                 self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
             actor = ray.remote(num_cpus=1, max_restarts=-1)(_Actor)
-            threads = {"env_vars": dict.fromkeys(THREAD_VARIABLES, "1")}
-            options = {"runtime_env": threads} if self._address is not None else {}
-            self._actors = [actor.options(**options).remote() for _ in range(self.workers)]
+            self._actors = [actor.remote() for _ in range(self.workers)]
 
     def _initialise(self, ray: Any) -> None:
         common = {
@@ -155,7 +154,10 @@ _END: Any = object()
 
 
 class _Actor:
-    """Runs tasks one at a time."""
+    """Runs tasks one at a time, with one thread."""
+
+    def __init__(self) -> None:
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
 
     def run(self, function: Callable[[Any], Any], item: Any) -> Any:
         return function(item)

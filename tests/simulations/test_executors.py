@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import tasks
 
 from fedspk.errors import FedspkError
+from simulations import flower_run
 from simulations.executors import SerialExecutor, open_executor
 from simulations.process_executor import ProcessExecutor
 
@@ -152,6 +154,64 @@ def test_a_ray_cluster_that_does_not_answer_is_one_clear_error():
         pytest.raises(FedspkError, match="Ray cannot be reached at"),
     ):
         list(executor.map(tasks.square, [1]))
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_is_used_by_its_address_and_left_running():
+    (port,) = flower_run.free_ports(1)
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    cluster = subprocess.Popen(
+        [*command, "--disable-usage-stats"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(_ROOT / "tests" / "support")},
+    )
+    try:
+        _wait_for(port)
+        with open_executor("ray", address=f"127.0.0.1:{port}") as executor:
+            assert list(executor.map(tasks.square, range(5))) == [0, 1, 4, 9, 16]
+            assert set(executor.map(tasks.threads, range(3))) == {1}
+        assert cluster.poll() is None
+    finally:
+        cluster.terminate()
+        cluster.wait(timeout=30)
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_ray_too(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        _INTERRUPTED.replace(
+            "from simulations.process_executor import ProcessExecutor",
+            "from simulations.ray_executor import RayExecutor as ProcessExecutor",
+        ).replace("os.write(1,", f"open({str(tmp_path / 'pids')!r}, 'ab').write(")
+    )
+    before = _ray_processes()
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        start_new_session=True,
+    ) as program:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(program.pid, signal.SIGINT)
+        assert program.wait(timeout=60) != 0
+    assert (tmp_path / "pids").exists()
+    assert _ray_processes() <= before
 
 
 def _is_alive(pid: int) -> bool:
