@@ -30,6 +30,7 @@ from fedspk.training import TrainingConfig, TrainingResult, fit
 from fedspk.weights import FloatVector, flatten, load_model, save_model, unflatten
 
 _VALIDATION_BATCH = 64
+_OWNER_ROW = "head.classes.device"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def restored_model(
 ) -> SpeakerModel:
     """Return the model after `round_number`: the shared vector and the device's private parts.
 
-    The private parts are the last that the device had by then, or the initial ones.
+    The private parts are the last that the device had by then, or the initial ones: an owner's
+    private class row then starts at the mean of the owner's embeddings.
 
     Raises:
         FedspkError: the vector or the private parts belong to another network.
@@ -82,10 +84,26 @@ def restored_model(
     state = model.state_dict()
     model.load_parameters(unflatten(vector, state, shared_names(model, config)))
     private = _private_names(model, config)
-    if private and (path := _private_file(dataset, config, round_number)) is not None:
+    path = _private_file(dataset, config, round_number) if private else None
+    if path is not None:
         parts, _ = load_model(path, {name: state[name] for name in private})
         model.load_parameters({name: parts[name] for name in private})
+    elif _OWNER_ROW in model.local_parameters("local"):
+        _imprint_owner(model, dataset)
     return model
+
+
+@torch.inference_mode()
+def _imprint_owner(model: SpeakerModel, dataset: DeviceDataset) -> None:
+    """Start the owner's class row at the mean embedding of the training utterances.
+
+    Source: Qi, Brown and Lowe, "Low-shot learning with imprinted weights", CVPR 2018.
+    """
+    rows = np.array([variants[0] for variants in dataset.owner_train], dtype=np.int64)
+    model.eval()
+    embeddings = torch.nn.functional.normalize(model(dataset.table.gather(rows)), dim=1)
+    mean = torch.nn.functional.normalize(embeddings.mean(dim=0, keepdim=True), dim=1)
+    model.load_parameters({_OWNER_ROW: mean})
 
 
 def personal_model(
@@ -138,14 +156,13 @@ def validation_loss(
     dataset: DeviceDataset, vector: FloatVector, config: RunConfig, *, round_number: int
 ) -> tuple[float, int]:
     """Return the loss of the model after `round_number` on validation data, and how many clips."""
-    model = restored_model(dataset, vector, config, round_number=round_number)
     validation = _validation(dataset, config)
-    clips = _clips(dataset, config)
     if validation is None:
         return math.nan, 0
+    model = restored_model(dataset, vector, config, round_number=round_number)
     model.eval()
     with torch.inference_mode():
-        return validation(model), clips
+        return validation(model), _clips(dataset, config)
 
 
 def train_individual(
@@ -247,6 +264,9 @@ def _training(config: RunConfig, steps: int) -> TrainingConfig:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         proximal_mu=config.proximal_mu,
+        optimiser=config.local_optimiser,
+        clip_norm=config.clip_norm,
+        frozen_statistics=config.frozen_statistics,
         precision=config.precision,
     )
 

@@ -22,6 +22,7 @@ from fedspk.model import SpeakerModel
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Precision = Literal["float32", "bfloat16"]
+OptimiserKind = Literal["sgd", "adamw"]
 
 
 class BatchSource(Protocol):
@@ -40,6 +41,10 @@ class TrainingConfig:
         steps: batches to train on at most.
         patience: validations without improvement before stopping; 0 never stops early.
         proximal_mu: FedProx's weight of half the squared distance to `reference`.
+        optimiser: "sgd" with momentum as in the paper, or "adamw" (Loshchilov and Hutter, ICLR
+            2019), which trains small networks in far fewer steps; it does not use `momentum`.
+        clip_norm: longest gradient (L2 over all parameters); 0 leaves it as it is.
+        frozen_statistics: batch normalisation keeps the statistics it has, as if evaluating.
         precision: "bfloat16" runs the encoder under autocast; heads and losses stay float32.
         channels_last: keep images' channels innermost: what convolutions prefer.
     """
@@ -52,6 +57,9 @@ class TrainingConfig:
     weight_decay: float = 5e-4
     patience: int = 0
     proximal_mu: float = 0.0
+    optimiser: OptimiserKind = "sgd"
+    clip_norm: float = 0.0
+    frozen_statistics: bool = False
     precision: Precision = "float32"
     channels_last: bool = True
 
@@ -65,6 +73,11 @@ class TrainingConfig:
             raise FedspkError(
                 f"learning_rate {self.learning_rate} must be at least final_learning_rate "
                 f"{self.final_learning_rate}, both positive."
+            )
+        if self.optimiser not in ("sgd", "adamw") or self.clip_norm < 0:
+            raise FedspkError(
+                f"training needs the optimiser sgd or adamw and clip_norm >= 0, "
+                f"got {self.optimiser!r} and {self.clip_norm}."
             )
         if self.precision not in ("float32", "bfloat16"):
             raise FedspkError(f"precision {self.precision!r} is neither float32 nor bfloat16.")
@@ -130,7 +143,7 @@ def fit(
     started = time.perf_counter()
     run = _Run(model, config, validation, reference)
     batches = source.batches(seed, config.batch_size)
-    model.train()
+    run.train_mode()
     for step in range(config.steps):
         try:
             features, labels = next(batches)
@@ -163,12 +176,8 @@ class _Run:
         self.device = next(iter(parameters.values())).device
         if config.channels_last:
             _to_channels_last(model)
-        self.optimiser = torch.optim.SGD(
-            [parameter for parameter in parameters.values() if parameter.requires_grad],
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.learned = [p for p in parameters.values() if p.requires_grad]
+        self.optimiser = _build_optimiser(self.learned, config)
         self.proximal = [
             (parameters[name], value.to(self.device))
             for name, value in ((reference or {}) if config.proximal_mu else {}).items()
@@ -196,8 +205,17 @@ class _Run:
         for parameter, value in self.proximal:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - value, alpha=self.config.proximal_mu)
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.learned, self.config.clip_norm)
         self.optimiser.step()
         self.losses.append(loss.detach())
+
+    def train_mode(self) -> None:
+        self.model.train()
+        if self.config.frozen_statistics:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def record(self, step: int) -> None:
         losses = torch.stack(self.losses).double()
@@ -235,7 +253,7 @@ class _Run:
         self.model.eval()
         with torch.no_grad(), self._autocast():
             value = float(self.validation(self.model))
-        self.model.train()
+        self.train_mode()
         if not math.isfinite(value):
             raise FedspkError(f"validation loss is {value} at step {step}; lower learning_rate.")
         if self.best is None or value < self.best:
@@ -249,6 +267,15 @@ class _Run:
         if self.config.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _build_optimiser(
+    parameters: list[torch.nn.Parameter], config: TrainingConfig
+) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
 
 
 def _to_channels_last(model: SpeakerModel) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from flwr.app import Message
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run as Run  # part of Grid's signatures
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE_ID = 1

@@ -17,13 +17,13 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
 from fedspk.errors import FedspkError
 from simulations.executors import Executor
 from simulations.flower_private import (
     CLIENT_APP_RAISED,
     SERVER_NODE_ID,
+    Run,
     act_as_server,
     empty_run,
     set_message_id,

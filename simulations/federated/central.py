@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clients.batches import random_crops
@@ -22,6 +23,7 @@ from fedspk.training import TrainingConfig, TrainingResult, fit
 from fedspk.weights import load_model
 from simulations.federated.config import CentralTraining
 from simulations.federated.plan import LabelledRows, Plan, PublicRows, Rows
+from simulations.federated.scoring import embed_rows
 
 # Fixed, not the machine's: sums of floats depend on the number of threads.
 _THREADS = 2
@@ -66,6 +68,11 @@ def train_pooled(
     public = plan.public
     model = class_model(run, public=public.classes, devices=len(plan.owners))
     model.load_parameters(shared_state(start, model))
+    owners = LabelledRows(
+        tuple(rows for owner in plan.owners for rows in owner.train),
+        tuple(index for index, owner in enumerate(plan.owners) for _ in owner.train),
+    )
+    imprint(model, "head.classes.device", public.table, owners)
     train, validation = public.train, public.validation
     for index, owner in enumerate(plan.owners):
         train = _with_owner(train, owner.train, public.classes + index)
@@ -81,6 +88,18 @@ def load_classes(path: Path, run: RunConfig) -> SpeakerModel:
     model = class_model(run, public=public, devices=devices)
     model.load_parameters(state)
     return model.eval()
+
+
+def imprint(model: SpeakerModel, name: str, table: FeatureTable, data: LabelledRows) -> None:
+    """Set each class's vector to its utterances' mean embedding, length 1.
+
+    Source: Qi, Brown and Lowe, "Low-shot learning with imprinted weights", CVPR 2018.
+    """
+    embeddings = embed_rows(model.encoder, table, [rows[0] for rows in data.utterances])
+    unit = F.normalize(torch.from_numpy(embeddings), dim=1)
+    sums = torch.zeros_like(model.state_dict()[name])
+    sums.index_add_(0, torch.tensor(data.labels), unit)
+    model.load_parameters({name: F.normalize(sums, dim=1)})
 
 
 def shared_state(start: SpeakerModel, model: SpeakerModel) -> dict[str, Tensor]:

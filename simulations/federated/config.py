@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fedspk.encoders import list_encoders
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.rounds import ImpostorKind, RunConfig
@@ -158,13 +159,18 @@ def load_config(preset: Preset, file: Path | None, flags: Mapping[str, Any]) -> 
         place[last] = value
     try:
         config = ExperimentConfig.model_validate(values)
-        for arm in IMPOSTOR_ARMS:
-            config.arm(arm, config.impostors[0])
-        return config
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join(str(part) for part in fault["loc"])
         raise FedspkError(f"Configuration field {field}: {fault['msg']}.") from error
+    if config.run.encoder not in list_encoders():
+        raise FedspkError(
+            f"encoder {config.run.encoder!r} is unknown; choose one of "
+            f"{', '.join(list_encoders())}."
+        )
+    for arm in IMPOSTOR_ARMS:
+        config.arm(arm, config.impostors[0])
+    return config
 
 
 def _preset_text(name: str) -> str:

@@ -201,7 +201,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
     plan.public.table.save(folder / FEATURES)
     trial_rows = TrialRows(plan.owners, plan.outsiders)
     write_json(folder / _TRIALS, asdict(trial_rows))
-    train, validation = plan.public.train, plan.public.validation
+    train, validation = plan.public.train, _one_each(plan.public.validation)
     for index, owner in enumerate(plan.owners):
         dataset = DeviceDataset(
             device=f"device-{index:04d}",
@@ -217,6 +217,13 @@ def save_plan(plan: Plan, folder: Path) -> None:
             validation_impostor_labels=validation.labels,
         )
         dataset.save(device_path(folder, index))
+
+
+def _one_each(data: LabelledRows) -> LabelledRows:
+    """Return one clip a class: what each device validates on, round after round."""
+    chosen = dict(zip(data.labels, data.utterances, strict=True))
+    labels = sorted(chosen)
+    return LabelledRows(tuple((chosen[label][-1],) for label in labels), tuple(labels))
 
 
 def device_path(folder: Path, index: int) -> Path:

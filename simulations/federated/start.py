@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from fedspk.engine import ModelDescription, load_described, save_described
 from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_json
@@ -13,11 +11,16 @@ from fedspk.model import SpeakerModel
 from fedspk.rounds import RunConfig
 from fedspk.training import TrainingResult
 from fedspk.weights import content_hash
-from simulations.federated.central import class_model, load_classes, pretrain, train_pooled
+from simulations.federated.central import (
+    class_model,
+    imprint,
+    load_classes,
+    pretrain,
+    train_pooled,
+)
 from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import Plan
 from simulations.federated.results import ArmCost
-from simulations.federated.scoring import embed_rows
 
 
 def starting_model(
@@ -70,21 +73,8 @@ def _given(config: ExperimentConfig, run: RunConfig, plan: Plan) -> SpeakerModel
         )
     model = class_model(run, public=plan.public.classes, devices=0)
     model.load_parameters({n: value for n, value in state.items() if n.startswith("encoder.")})
-    _imprint(model, plan)
+    imprint(model, "head.classes.public", plan.public.table, plan.public.train)
     return model.eval()
-
-
-def _imprint(model: SpeakerModel, plan: Plan) -> None:
-    """Set each public class's vector to the mean embedding of its speaker, length 1.
-
-    Source: Qi, Brown and Lowe, "Low-shot learning with imprinted weights", CVPR 2018.
-    """
-    public = plan.public
-    rows = embed_rows(model.encoder, public.table, [u[0] for u in public.train.utterances])
-    unit = torch.nn.functional.normalize(torch.from_numpy(rows), dim=1)
-    sums = torch.zeros(public.classes, unit.shape[1])
-    sums.index_add_(0, torch.tensor(public.train.labels), unit)
-    model.load_parameters({"head.classes.public": torch.nn.functional.normalize(sums, dim=1)})
 
 
 def _save(

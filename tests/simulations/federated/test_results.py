@@ -80,7 +80,7 @@ def results() -> Json:
             "session_note": "split by utterance.",
             "skipped": {"silent": 2},
         },
-        "config": {"encoder": "tdnn", "seed": 0},
+        "config": {"run": {"encoder": "tdnn"}, "seed": 0},
         "seed": 0,
         "versions": {"fedspk": "0.1.0"},
     }

@@ -1,0 +1,223 @@
+"""The whole experiment, tiny, on made voices: results, determinism, interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedspk.errors import FedspkError
+from fedspk.files import read_json
+from simulations.executors import Executor, SerialExecutor, open_executor
+from simulations.federated import arms
+from simulations.federated.config import ExperimentConfig, load_config
+from simulations.federated.experiment import run_experiment
+
+TINY = {
+    "corpus": "synthetic:speakers=8,utterances=10,sessions=2",
+    "devices": 3,
+    "copies": 1,
+    "speeds": [1.0],
+    "test_sessions": 1,
+    "run.encoder": "tdnn",
+    "run.encoder_params": {"embedding_dim": 32},
+    "run.batch_size": 8,
+    "run.crop_frames": 100,
+    "federated.rounds": 2,
+    "federated.local_steps": 2,
+    "federated.evaluate_every": 1,
+    "individual.steps": 4,
+    "individual.validate_every": 2,
+    "personalised.steps": 2,
+    "personalised.validate_every": 1,
+    "pretrain.steps": 6,
+    "pretrain.validate_every": 3,
+    "pooled.steps": 4,
+    "pooled.validate_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def config() -> ExperimentConfig:
+    return load_config("default", None, TINY)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    config: ExperimentConfig, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    with SerialExecutor() as executor:
+        run_experiment(config, out, executor, cache_root=cache)
+    return out
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    """Return what must be equal between two runs: everything but the seconds they took."""
+    results: dict[str, Any] = read_json(out / "results.json")
+    for line in results["summary"].values():
+        line["cost"].pop("seconds")
+    for history in results["history"].values():
+        for entry in history:
+            entry.pop("seconds")
+            entry.pop("training_seconds")
+    return results
+
+
+def rerun(
+    config: ExperimentConfig, out: Path, cache: Path, executor: Executor, resume: bool = False
+) -> dict[str, Any]:
+    with executor:
+        run_experiment(config, out, executor, cache_root=cache, resume=resume)
+    return numbers(out)
+
+
+def test_every_arm_is_scored_in_every_way(finished: Path) -> None:
+    results = read_json(finished / "results.json")
+    assert sorted(results["summary"]) == sorted(
+        ["initial", "individual", "federated", "personalised", "pooled"]
+    )
+    for arm, line in results["summary"].items():
+        assert 0 <= line["mean_eer"] <= 100
+        assert line["mean_eer_within_session"] is not None
+        assert line["mean_eer_outsiders"] is not None
+        assert (line["mean_eer_classifier"] is None) == (arm == "initial")
+    assert results["summary"]["federated"]["cost"]["bytes"] > 0
+    assert results["summary"]["individual"]["cost"]["steps"] > 0
+    assert len(results["devices"]) == 3
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_results_say_how_they_were_made(finished: Path) -> None:
+    results = read_json(finished / "results.json")
+    assert results["seed"] == 0
+    assert results["config"]["run"]["encoder"] == "tdnn"
+    assert results["versions"]["torch"]
+    assert results["corpus"]["fingerprint"]
+
+
+def test_worker_processes_give_the_same_numbers(
+    config: ExperimentConfig, cache: Path, finished: Path, tmp_path: Path
+) -> None:
+    executor = open_executor("inprocess", workers=2)
+    assert rerun(config, tmp_path / "out", cache, executor) == numbers(finished)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_numbers(
+    config: ExperimentConfig, cache: Path, finished: Path, tmp_path: Path
+) -> None:
+    executor = open_executor("ray", workers=2)
+    assert rerun(config, tmp_path / "out", cache, executor) == numbers(finished)
+
+
+STAGES = ["run_individual", "run_federated", "run_personalised", "run_pooled"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_run_continues_with_the_same_numbers(
+    config: ExperimentConfig,
+    cache: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"simulations.federated.experiment.{stage}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            rerun(config, out, cache, SerialExecutor())
+    assert not (out / "results.json").exists()
+    assert rerun(config, out, cache, SerialExecutor(), resume=True) == numbers(finished)
+
+
+def test_an_interruption_among_the_devices_repeats_only_the_missing_ones(
+    config: ExperimentConfig,
+    cache: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, done = tmp_path / "out", []
+    train = arms.train_individual
+
+    def counted(dataset: Any, *rest: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(dataset.index)
+        return train(dataset, *rest)
+
+    monkeypatch.setattr(arms, "train_individual", counted)
+    with pytest.raises(KeyboardInterrupt):
+        rerun(config, out, cache, SerialExecutor())
+    monkeypatch.setattr(arms, "train_individual", train)
+    kept = out / "fold-0" / "arms" / "individual" / "device-0000.json"
+    before = kept.stat().st_mtime_ns
+    assert rerun(config, out, cache, SerialExecutor(), resume=True) == numbers(finished)
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_a_finished_or_foreign_folder_is_not_touched(
+    config: ExperimentConfig, cache: Path, finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FedspkError, match="--resume"):
+        rerun(config, finished, cache, SerialExecutor())
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FedspkError, match="is not empty"):
+        rerun(config, tmp_path, cache, SerialExecutor())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_resuming_with_another_configuration_names_the_field(
+    cache: Path, finished: Path
+) -> None:
+    other = load_config("default", None, TINY | {"federated.rounds": 3})
+    with pytest.raises(FedspkError, match=r"another federated\.rounds \(now 3\)"):
+        rerun(other, finished, cache, SerialExecutor(), resume=True)
+
+
+def test_a_generator_that_is_not_there_is_said_before_anything_is_done(
+    cache: Path, tmp_path: Path
+) -> None:
+    config = load_config("default", None, TINY | {"impostors": ["speech", "gan"]})
+    with pytest.raises(FedspkError, match="gan"):
+        rerun(config, tmp_path / "out", cache, SerialExecutor())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_way_with_client_speech_only_and_a_shared_binary_head(
+    cache: Path, tmp_path: Path
+) -> None:
+    paper = {k: v for k, v in TINY.items() if not k.startswith(("pretrain", "pooled"))}
+    changes = {
+        "run.encoder": "vggm-small",
+        "run.encoder_params": {},
+        "impostors": ["speech", "none"],
+        "federated.rounds": 1,
+    }
+    config = load_config("paper", None, paper | changes)
+    found = rerun(config, tmp_path / "out", cache, SerialExecutor())
+    assert set(found["summary"]) == {
+        "initial",
+        "individual",
+        "federated",
+        "individual-none",
+        "federated-none",
+    }
+
+
+def test_the_same_corpus_is_decoded_once(cache: Path, finished: Path) -> None:
+    packs = sorted(path.name for path in (cache / "audio").iterdir())
+    assert finished.exists()
+    assert len(json.dumps(packs)) > 2
