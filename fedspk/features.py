@@ -233,9 +233,8 @@ class _MelSpectrum(nn.Module):
         if pre_emphasis == 0.0:  # centre the window in the transform, as librosa does
             margin = self.fft_size - len(window)
             window = F.pad(window, (margin // 2, margin - margin // 2))
-        twice = filters.repeat_interleave(2, dim=0)  # real and imaginary parts side by side
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("filters", twice, persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, padded: Tensor, frames: int) -> Tensor:
         if padded.is_cpu and not torch.compiler.is_compiling() and len(padded) > 1:
@@ -246,15 +245,16 @@ class _MelSpectrum(nn.Module):
         return self._clips(padded, frames)
 
     def _clips(self, padded: Tensor, frames: int) -> Tensor:
-        pieces = padded.unfold(1, self.window.shape[0], self._hop)[:, :frames]
+        precise = padded.to(self.window.dtype)
+        pieces = precise.unfold(1, self.window.shape[0], self._hop)[:, :frames]
         if self._pre_emphasis:
-            pieces = pieces.to(self.window.dtype)
             pieces = pieces - pieces.mean(dim=2, keepdim=True)
             previous = torch.cat([pieces[:, :, :1], pieces[:, :, :-1]], dim=2)
             pieces = pieces - self._pre_emphasis * previous
         spectrum = torch.fft.rfft(pieces * self.window, n=self.fft_size)
-        parts = torch.view_as_real(spectrum).to(self.filters.dtype).flatten(2)
-        return parts.square() @ self.filters
+        parts = torch.view_as_real(spectrum).to(self.filters.dtype)
+        power = parts[..., 0].square() + parts[..., 1].square()
+        return power @ self.filters
 
 
 def _fft_size(config: FrontEndConfig) -> int:
