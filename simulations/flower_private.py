@@ -9,8 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from flwr.app import Message
-from flwr.supercore.run import Run as Run  # part of Grid's signatures
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = [
+    "CLIENT_APP_RAISED",
+    "SERVER_NODE_ID",
+    "Run",
+    "act_as_server",
+    "empty_run",
+    "set_message_id",
+]
 
 SERVER_NODE_ID = 1
 CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION

@@ -1,7 +1,7 @@
 """`flwr run` on Flower's own simulation engine, leaving nothing behind.
 
-Flower starts a SuperLink daemon for a local run and keeps it. Here it gets a home folder and ports
-of its own, no telemetry, no update check and no package installation, and ends with the run.
+Flower starts a SuperLink daemon for a local run and keeps it. Here it gets a home folder, a Ray and
+ports of its own, no telemetry, no update check and no package installation, and ends with the run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from pathlib import Path
 from fedspk.errors import FedspkError
 
 _FAREWELL_SECONDS = 10.0
+_FAILED = "Exit Code:"
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -60,6 +62,7 @@ def flower_run(
         "FLWR_HOME": str(home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_LOCAL_CONTROL_API_PORT": str(control_port),
+        "RAY_ADDRESS": "",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     federation = {
@@ -73,6 +76,8 @@ def flower_run(
     if run_config:
         command += ["--run-config", _toml(run_config)]
     with ExitStack() as ending:
+        # Ray's own folder, with a short name for its sockets: other Rays stay out of sight.
+        environment["RAY_TMPDIR"] = ending.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
         ending.callback(_end_superlink, port)
         try:
             run = subprocess.run(
@@ -87,7 +92,7 @@ def flower_run(
         except subprocess.TimeoutExpired as error:
             raise FedspkError(f"flwr run took longer than {timeout:g} s.") from error
     log = run.stdout + run.stderr
-    if run.returncode != 0:
+    if run.returncode != 0 or _FAILED in log:  # the command itself succeeds when the run does not
         raise FedspkError(f"flwr run failed: {' '.join(log.split())[-2000:]}")
     return log
 

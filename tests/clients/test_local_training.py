@@ -150,10 +150,10 @@ def test_epochs_count_the_owner_s_utterances(devices):
 
 
 def test_an_individual_model_ends_at_its_own_best(devices):
-    config = tiny_config(learning_rate=5e-2)
-    plan = local.PersonalPlan(steps=20, validate_every=4, patience=0)
+    config = tiny_config(learning_rate=2e-2, batch_size=8)
+    plan = local.PersonalPlan(steps=60, validate_every=10, patience=0)
     trained = local.train_individual(devices[0], initial_vector(config), config, plan)
-    assert trained.result.steps == 20
+    assert trained.result.steps == 60
     assert trained.best_step > 0
     assert trained.result.best_validation_loss < trained.start_loss
     model = local.personal_model(devices[0], trained.vector, config)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -157,7 +158,9 @@ def test_a_ray_cluster_that_does_not_answer_is_one_clear_error():
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_is_used_by_its_address_and_left_running():
+def test_a_ray_cluster_is_used_by_its_address_and_left_running(monkeypatch):
+    folder = tempfile.TemporaryDirectory(prefix="ray-")  # a short name for Ray's sockets
+    monkeypatch.setenv("RAY_TMPDIR", folder.name)
     (port,) = flower_run.free_ports(1)
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
     command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
@@ -176,6 +179,7 @@ def test_a_ray_cluster_is_used_by_its_address_and_left_running():
     finally:
         cluster.terminate()
         cluster.wait(timeout=30)
+        folder.cleanup()
 
 
 def _wait_for(port: int) -> None:

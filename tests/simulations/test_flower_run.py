@@ -56,7 +56,22 @@ def test_flwr_run_gives_the_same_bits_as_the_local_grid_and_leaves_no_daemon(tmp
 
 
 @pytest.mark.slow
-def test_a_failing_flower_run_is_one_error_and_leaves_no_daemon(tmp_path):
+def test_a_failing_server_app_is_one_error_with_its_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"rounds": -1}')
+    with pytest.raises(FedspkError, match="The run configuration is wrong: rounds"):
+        flower_run(
+            _ROOT,
+            nodes=2,
+            cpus=1,
+            home=tmp_path / "home",
+            run_config={"config": str(tmp_path / "config.json")},
+            timeout=120,
+        )
+    assert not _superlinks(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_failing_command_is_one_error_and_leaves_no_daemon(tmp_path):
     with pytest.raises(FedspkError, match="flwr run failed"):
         flower_run(tmp_path, nodes=1, cpus=1, home=tmp_path / "home", timeout=120)
     assert not _superlinks(tmp_path)

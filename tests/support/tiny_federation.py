@@ -37,13 +37,16 @@ def tiny_config(**changes: object) -> RunConfig:
 def tiny_fleet(folder: Path, devices: int) -> list[Path]:
     """Write a feature table and so many device descriptions; return the descriptions' paths.
 
-    Every speaker has a mean spectrum of its own, so there is something to learn.
+    Every speaker has a rhythm of its own, which no normalisation over time takes away.
     """
     generator = np.random.default_rng(11)
     speakers = PUBLIC + devices
-    means = generator.normal(size=(speakers, 1, 1, BINS))
     clips = max(_OWNER_CLIPS, _PUBLIC_CLIPS) * _VARIANTS
-    features = means + generator.normal(size=(speakers, clips, FRAMES, BINS))
+    rates = np.linspace(0.05, 0.45, speakers)[:, None, None, None]
+    phases = generator.uniform(size=(speakers, clips, 1, 1))
+    frames = np.arange(FRAMES)[:, None]
+    noise = generator.normal(size=(speakers, clips, FRAMES, BINS))
+    features = 2 * np.sin(2 * np.pi * (rates * frames + phases)) + 0.5 * noise
     folder.mkdir(parents=True, exist_ok=True)
     pack = folder / "pack.npy"
     np.save(pack, features.reshape(-1, FRAMES, BINS).astype(np.float16))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fedspk.errors import FedspkError
+from fedspk.rounds import (
+    DescribeReply,
+    EvaluateReply,
+    EvaluateRequest,
+    RunConfig,
+    TrainReply,
+    TrainRequest,
+)
+
+_MESSAGES = [
+    DescribeReply("device-0001", 12),
+    TrainRequest("ab" * 32, 3, 2, RunConfig().to_json()),
+    TrainReply("device-0001", 12.0, 0.5, 8, 1.5, "cd" * 32, b""),
+    TrainReply("device-0001", 12.0, 0.5, 8, 1.5, "", b"\x00\x01"),
+    EvaluateRequest("ab" * 32, 3, RunConfig().to_json()),
+    EvaluateReply("device-0001", 0.25, 7, 0.1),
+]
+
+
+@pytest.mark.parametrize("message", _MESSAGES, ids=lambda m: type(m).__name__)
+def test_a_message_comes_back_from_its_record(message):
+    assert type(message).from_record(message.to_record()) == message
+
+
+@pytest.mark.parametrize(
+    "change", [{"weight": "12"}, {"weight": True}, {"delta": ""}, {"steps": 1.5}]
+)
+def test_a_field_of_the_wrong_type_is_named(change):
+    (name,) = change
+    with pytest.raises(FedspkError, match=f"field '{name}'"):
+        TrainReply.from_record({**_MESSAGES[2].to_record(), **change})
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(FedspkError, match="field 'examples'"):
+        DescribeReply.from_record({"device": "device-0001"})
+
+
+def test_whole_numbers_are_taken_for_floats():
+    record = replace(_MESSAGES[2]).to_record() | {"weight": 12}
+    assert TrainReply.from_record(record).weight == 12.0
+
+
+def test_a_configuration_comes_back_from_its_text():
+    config = RunConfig().changed(
+        encoder_params={"width": 0.5, "blocks": 2, "flag": True, "name": "x"}, codeword_seed=4
+    )
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"colour": 1}, "colour"),
+        ({"name": "../up"}, "name"),
+        ({"optimiser": "adam"}, "optimiser"),
+        ({"minimum_reply_fraction": 1.5}, "minimum_reply_fraction"),
+    ],
+)
+def test_a_wrong_field_is_one_clear_error(change, words):
+    with pytest.raises(FedspkError, match=f"The run configuration is wrong: {words}"):
+        RunConfig().changed(**change)
+
+
+def test_text_that_is_no_configuration_is_an_error():
+    with pytest.raises(FedspkError, match="configuration is wrong"):
+        RunConfig.from_json("[]")
+
+
+def test_more_rounds_continue_a_run_unless_the_rate_depends_on_their_number():
+    config = RunConfig().changed(rounds=3)
+    assert config.fingerprint() == config.changed(rounds=9).fingerprint()
+    assert config.fingerprint() != config.changed(seed=1).fingerprint()
+    over_run = config.changed(decay="run")
+    assert over_run.fingerprint() != over_run.changed(rounds=9).fingerprint()
