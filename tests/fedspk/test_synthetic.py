@@ -30,7 +30,7 @@ def test_same_seed_makes_the_same_bytes_everywhere(corpus: Corpus) -> None:
     assert audio.dtype == np.float32
     np.testing.assert_array_equal(audio * 32768, np.rint(audio * 32768))
     digest = hashlib.sha256((audio * 32768).astype("<i2").tobytes()).hexdigest()
-    assert digest[:16] == "fdc0a6c41cae3ae2"
+    assert digest[:16] == "b44ac40ea124f072"
 
 
 def test_speaker_does_not_depend_on_the_corpus_size(corpus: Corpus) -> None:
@@ -50,7 +50,7 @@ def test_voices_are_accepted_as_speech_with_pauses(corpus: Corpus) -> None:
     for utterance in corpus.utterances:
         audio = corpus.load(utterance)
         check_speech(audio)
-        assert 3.0 < len(audio) / SAMPLE_RATE < 7.0
+        assert 2.2 < len(audio) / SAMPLE_RATE < 7.0
         assert 0.5 < len(trim_silence(audio)) / len(audio) <= 1.0
         assert 0.05 < np.abs(audio).max() <= 1.0
 
