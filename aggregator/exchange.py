@@ -63,8 +63,8 @@ def _exchange(grid: Grid, messages: list[Message], timeout: float) -> dict[int, 
     """Return the replies by the node that was asked (a dead node's carry another's id)."""
     if not messages:
         return {}
-    deadline = time.monotonic() + timeout
     sent = set(grid.push_messages(messages))
+    deadline = time.monotonic() + timeout
     waiting = {
         message.metadata.message_id: message.metadata.dst_node_id
         for message in messages
