@@ -8,11 +8,10 @@ on the number of cores either. No executor leaves a process behind, Ctrl-C inclu
 from __future__ import annotations
 
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from fedspk.errors import FedspkError
 
@@ -62,8 +61,10 @@ class SerialExecutor(Executor):
     def attempt(
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result | Exception]:
+        from fedspk.parallel import one_torch_thread
+
         for item in items:
-            with _one_torch_thread():
+            with one_torch_thread():
                 try:
                     outcome: Result | Exception = function(item)
                 except Exception as error:
@@ -122,16 +123,3 @@ def environment(**changes: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
-        import torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

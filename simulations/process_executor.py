@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
 from typing import Any, cast
 
@@ -144,6 +146,7 @@ def _loss(worker: _Worker) -> FedspkError:
 
 def _work(pipe: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     torch: Any = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
@@ -153,6 +156,14 @@ def _work(pipe: connection.Connection) -> None:
         except (EOFError, OSError):
             return
         pipe.send_bytes(_answer(task))
+
+
+def _die_with_parent() -> None:
+    """End this process in the middle of a task when the parent was killed."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _answer(task: bytes) -> bytes:

@@ -120,7 +120,7 @@ def learning_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
                 if pairs:
                     label = f"{arm}, {name.replace('_', ' ')}"
                     axes.plot(*zip(*pairs, strict=True), color=shade, ls=dashes, label=label)
-        axes.set(xlabel="round", ylabel="mean loss over devices", title="Learning by round")
+        axes.set(xlabel="round", ylabel="mean loss over devices")
         axes.legend(frameon=False)
     return figure
 

@@ -11,7 +11,9 @@ parts = st.lists(st.integers() | st.text(), min_size=1, max_size=4)
 
 
 @given(parts, parts)
-def test_equal_parts_equal_seeds_else_different(first: list[int | str], other: list[int | str]) -> None:
+def test_equal_parts_equal_seeds_else_different(
+    first: list[int | str], other: list[int | str]
+) -> None:
     assert (derive(*first) == derive(*other)) == (first == other)
 
 

@@ -42,9 +42,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "words"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_score_file_is_named_with_its_line(
-    tmp_path: Path, text: str, words: str
-) -> None:
+def test_a_broken_score_file_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "scores.txt"
     path.write_text(text)
     with pytest.raises(FedspkError, match=words) as caught:

@@ -236,3 +236,33 @@ def _ray_processes() -> set[int]:
         if "raylet" in command or "gcs_server" in command:
             found.add(int(folder.name))
     return found
+
+
+def test_workers_die_with_a_killed_parent(tmp_path):
+    script = (
+        "import os, sys, time, signal\n"
+        "from simulations.process_executor import ProcessExecutor\n"
+        "from tasks import report_and_sleep\n"
+        "if __name__ == '__main__':\n"
+        "    list(ProcessExecutor(1).map(report_and_sleep, [sys.argv[1]]))\n"
+    )
+    (tmp_path / "main.py").write_text(script)
+    written = tmp_path / "pid"
+    path = os.pathsep.join([str(Path(tasks.__file__).parent), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "main.py"), str(written)],
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    worker = int(_eventually(lambda: written.read_text() if written.exists() else ""))
+    parent.kill()
+    parent.wait()
+    assert _eventually(lambda: "gone" if not Path(f"/proc/{worker}").exists() else "")
+
+
+def _eventually(ask, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := ask():
+            return answer
+        time.sleep(0.1)
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 
 def square(number: int) -> int:
@@ -36,3 +37,10 @@ def pid(_: int) -> int:
 def pid_then_sleep(number: int) -> int:
     time.sleep(60 if number else 0)
     return os.getpid()
+
+
+def report_and_sleep(path: str) -> None:
+    temporary = Path(f"{path}.new")
+    temporary.write_text(str(os.getpid()))
+    temporary.replace(path)
+    time.sleep(120)

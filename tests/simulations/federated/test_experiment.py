@@ -179,9 +179,7 @@ def test_a_finished_or_foreign_folder_is_not_touched(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_resuming_with_another_configuration_names_the_field(
-    cache: Path, finished: Path
-) -> None:
+def test_resuming_with_another_configuration_names_the_field(cache: Path, finished: Path) -> None:
     other = load_config("default", None, TINY | {"federated.rounds": 3})
     with pytest.raises(FedspkError, match=r"another federated\.rounds \(now 3\)"):
         rerun(other, finished, cache, SerialExecutor(), resume=True)
