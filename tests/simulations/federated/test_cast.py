@@ -68,7 +68,7 @@ def test_folds_share_the_owners_and_together_test_everything() -> None:
 
 
 def test_an_owner_with_too_little_speech_is_named() -> None:
-    with pytest.raises(FedspkError, match="s0.*cannot be split"):
+    with pytest.raises(FedspkError, match=r"s0.*cannot be split"):
         assign(corpus(8, 5), 4, 100, seed=0, fold=0, folds=6)
 
 
