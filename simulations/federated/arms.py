@@ -7,12 +7,15 @@ the model that all devices share, or one device's scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aggregator.checkpoint import RoundRecord
 from aggregator.federation import FederationResult, run_federation
+from aggregator.rounds import WeightedMean
 from clients.dataset import DeviceDataset
 from clients.local import (
     PersonalPlan,
@@ -26,6 +29,7 @@ from fedspk.model import SpeakerModel
 from fedspk.progress import progress
 from fedspk.rounds import RunConfig
 from fedspk.run_model import device_model, shared_names
+from fedspk.training import TrainingResult
 from fedspk.weights import FloatVector, WeightStore, flatten
 from simulations.executors import Executor
 from simulations.federated.central import load_classes, shared_state
@@ -98,6 +102,26 @@ def run_individual(stage: Stage, start: SpeakerModel, run: RunConfig, plan: Pers
     """Train every device's own model from the start, to its best by validation."""
     model = stage.put(start, run)
     return _on_devices(stage, _train_individual, run.name, model, run, plan=plan)
+
+
+def run_averaged(stage: Stage, run: RunConfig, name: str) -> Scored:
+    """Average the finished individual models once, Algorithm 1 of the paper in one round.
+
+    Args:
+        run: the individual arm's, which has been run.
+        name: this arm's.
+    """
+    store = stage.store(run)
+    tasks = [_Task(stage.folder, run.name, i, "", "") for i in range(stage.devices)]
+    vectors = [store.get(read_json(task.record)["model"]) for task in tasks]
+    mean = WeightedMean(vectors[0].size)
+    for task, vector in zip(tasks, vectors, strict=True):
+        mean.add(vector, len(_dataset(task).owner_train))
+    model = store.put(mean.mean().astype(np.float32))
+    scored = _on_devices(stage, _score_shared, name, model, run)
+    finished = _gather(tasks).cost
+    traffic = 2 * stage.devices * vectors[0].nbytes
+    return replace(scored, cost=replace(finished, bytes=traffic))
 
 
 def run_federated(
@@ -175,15 +199,16 @@ def _train_individual(task: _Task) -> None:
     assert task.plan is not None
     trained = train_individual(dataset, _vector(task), run, task.plan)
     model = personal_model(dataset, trained.vector, run)
-    _save(task, model, trained.result.steps, trained.result.seconds)
+    shared = flatten(model.state_dict(), shared_names(model, run))
+    kept = WeightStore(task.folder / "store" / run.name).put(shared)
+    _save(task, model, trained.result, kept)
 
 
 def _personalise(task: _Task) -> None:
     dataset, run = _opened(task)
     assert task.plan is not None
     trained = personalise(dataset, _vector(task), run, task.plan, round_number=task.round)
-    model = personal_model(dataset, trained.vector, run)
-    _save(task, model, trained.result.steps, trained.result.seconds)
+    _save(task, personal_model(dataset, trained.vector, run), trained.result)
 
 
 def _score_shared(task: _Task) -> None:
@@ -200,7 +225,11 @@ def _score_pooled(task: _Task) -> None:
 
 
 def _opened(task: _Task) -> tuple[DeviceDataset, RunConfig]:
-    return DeviceDataset.open(device_path(task.folder, task.index)), RunConfig.from_json(task.run)
+    return _dataset(task), RunConfig.from_json(task.run)
+
+
+def _dataset(task: _Task) -> DeviceDataset:
+    return DeviceDataset.open(device_path(task.folder, task.index))
 
 
 def _vector(task: _Task) -> FloatVector:
@@ -208,7 +237,11 @@ def _vector(task: _Task) -> FloatVector:
     return WeightStore(task.folder / "store" / run.name).get(task.model)
 
 
-def _save(task: _Task, model: SpeakerModel, steps: int = 0, seconds: float = 0.0) -> None:
+def _save(
+    task: _Task, model: SpeakerModel, result: TrainingResult | None = None, kept: str = ""
+) -> None:
+    """Write the device's scores and, last, the record that says that they are there."""
     scores = score_device(model, task.folder, task.index, classifier=task.classifier)
     save_scores(task.scores, [scores])
-    write_json(task.record, {"steps": steps, "seconds": seconds})
+    steps, seconds = (result.steps, result.seconds) if result is not None else (0, 0.0)
+    write_json(task.record, {"steps": steps, "seconds": seconds, "model": kept})

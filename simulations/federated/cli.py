@@ -40,7 +40,9 @@ def simulate(
     devices: Annotated[int | None, typer.Option(min=2, help="Speakers that own a device.")] = None,
     arms: Annotated[
         str | None,
-        typer.Option(help="initial,individual,federated,personalised,pooled or some of them."),
+        typer.Option(
+            help="initial,individual,averaged,federated,personalised,pooled or some of them."
+        ),
     ] = None,
     impostors: Annotated[
         str | None,

@@ -19,7 +19,7 @@ from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.rounds import ImpostorKind, RunConfig
 
-Arm: TypeAlias = Literal["initial", "individual", "federated", "personalised", "pooled"]
+Arm: TypeAlias = Literal["initial", "individual", "averaged", "federated", "personalised", "pooled"]
 Preset: TypeAlias = Literal["default", "quick", "paper"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -32,7 +32,7 @@ _LAYERS: dict[Preset, tuple[Preset, ...]] = {
 }
 
 # Arms whose training meets impostors: one of each kind that is asked for.
-IMPOSTOR_ARMS: tuple[Arm, ...] = ("individual", "federated", "personalised")
+IMPOSTOR_ARMS: tuple[Arm, ...] = ("individual", "averaged", "federated", "personalised")
 
 
 class CentralTraining(BaseModel):

@@ -23,6 +23,7 @@ from simulations.executors import Executor
 from simulations.federated.arms import (
     Scored,
     Stage,
+    run_averaged,
     run_federated,
     run_individual,
     run_initial,
@@ -164,9 +165,14 @@ def _device_arms(
 ) -> dict[str, Scored]:
     """Run the arms in which devices train, with one kind of impostors."""
     scored: dict[str, Scored] = {}
-    if "individual" in config.arms:
+    if {"individual", "averaged"} & set(config.arms):
         run = config.arm("individual", kind, plan.public.classes)
-        scored[run.name] = run_individual(stage, start, run, _personal(config.individual))
+        alone = run_individual(stage, start, run, _personal(config.individual))
+        if "individual" in config.arms:
+            scored[run.name] = alone
+        if "averaged" in config.arms:
+            name = arm_name("averaged", kind, config.impostors[0])
+            scored[name] = run_averaged(stage, run, name)
     if not {"federated", "personalised"} & set(config.arms):
         return scored
     run = config.arm("federated", kind, plan.public.classes)

@@ -24,6 +24,7 @@ from fedspk.metrics import DETCurve
 _COLOURS = {
     "initial": "#8a8f98",
     "individual": "#d1603d",
+    "averaged": "#c9a227",
     "federated": "#2a6f97",
     "personalised": "#2f9e6e",
     "pooled": "#7b5ea7",

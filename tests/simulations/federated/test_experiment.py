@@ -82,7 +82,7 @@ def rerun(
 def test_every_arm_is_scored_in_every_way(finished: Path) -> None:
     results = read_json(finished / "results.json")
     assert sorted(results["summary"]) == sorted(
-        ["initial", "individual", "federated", "personalised", "pooled"]
+        ["initial", "individual", "averaged", "federated", "personalised", "pooled"]
     )
     for arm, line in results["summary"].items():
         assert 0 <= line["mean_eer"] <= 100
@@ -118,7 +118,7 @@ def test_ray_gives_the_same_numbers(
     assert rerun(config, tmp_path / "out", cache, executor) == numbers(finished)
 
 
-STAGES = ["run_individual", "run_federated", "run_personalised", "run_pooled"]
+STAGES = ["run_individual", "run_averaged", "run_federated", "run_personalised", "run_pooled"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
