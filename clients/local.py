@@ -47,6 +47,9 @@ class PersonalPlan:
     """How a device trains for itself: to its own best by validation.
 
     `learning_rate` None takes the run's; `proximal_mu` pulls towards the start.
+
+    Raises:
+        FedspkError: a number is out of range.
     """
 
     steps: int = 400
@@ -54,6 +57,13 @@ class PersonalPlan:
     patience: int = 5
     learning_rate: float | None = None
     proximal_mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.validate_every < 1 or self.patience < 0:
+            raise FedspkError(
+                f"personal training: steps is {self.steps}, validate_every {self.validate_every}, "
+                f"patience {self.patience}; the first two must be positive, the last not negative."
+            )
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ def restored_model(
     if path is not None:
         parts, _ = load_model(path, {name: state[name] for name in private})
         model.load_parameters({name: parts[name] for name in private})
-    elif _OWNER_ROW in model.local_parameters("local"):
+    elif _OWNER_ROW in private:
         _imprint_owner(model, dataset)
     return model
 

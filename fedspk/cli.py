@@ -15,9 +15,9 @@ import typer
 
 from fedspk import __version__
 from fedspk.errors import FedspkError
+from fedspk.signals import INTERRUPTED, INTERRUPTED_LINE
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -39,13 +39,18 @@ def build_app() -> typer.Typer:
 
 
 def info(as_json: JsonFlag = False) -> None:
-    """Show versions of fedspk and of what it stands on, and which torchaudio it found."""
-    versions = installed_versions()
+    """Show versions, which torchaudio was found, and the encoders."""
+    from fedspk.encoders import list_encoders
+
+    versions, encoders = installed_versions(), list_encoders()
     if as_json:
-        typer.echo(json.dumps(versions, indent=2))
+        typer.echo(json.dumps({"versions": versions, "encoders": encoders}, indent=2))
         return
-    for name, version in versions.items():
-        typer.echo(f"{name:<12} {version}")
+    for name, text in versions.items():
+        typer.echo(f"{name:<12} {text}")
+    typer.echo("\nEncoders:")
+    for name, text in encoders.items():
+        typer.echo(f"{name:<12} {text}")
 
 
 def installed_versions() -> dict[str, str]:
@@ -72,17 +77,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
             prog_name="fedspk",
             standalone_mode=False,
         )
+        if result == INTERRUPTED:  # typer's answer to Ctrl-C, which says nothing
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except (click.ClickException, FedspkError) as error:
         typer.echo(_explained(error), err=True)
         return USAGE_ERROR
     except (KeyboardInterrupt, click.exceptions.Abort):
-        typer.echo("interrupted: nothing is half written; --resume continues a run.", err=True)
+        typer.echo(INTERRUPTED_LINE, err=True)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone: nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        typer.echo(f"fedspk: {error.filename or 'a file'}: {error.strerror}.", err=True)
+        return USAGE_ERROR
 
 
 def _explained(error: click.ClickException | FedspkError) -> str:

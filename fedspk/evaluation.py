@@ -12,16 +12,18 @@ import numpy.typing as npt
 from fedspk.audio import load_audio, trim_silence
 from fedspk.engine import SpeechEngine
 from fedspk.errors import FedspkError
-from fedspk.metrics import bootstrap_eer, equal_error_rate, min_dcf
+from fedspk.metrics import bootstrap_eer, det_curve, equal_error_rate, min_dcf
 from fedspk.progress import progress
 from fedspk.scoring import cosine_scores, make_profile
 from fedspk.trials import Trial
 
 Scores = npt.NDArray[np.float64]
 
+_DET_POINTS = 500
+
 
 def error_rates(target: Scores, nontarget: Scores, p_target: float, seed: int) -> dict[str, Any]:
-    """Return EER (per cent) with its 95 % bootstrap interval and threshold, and minDCF.
+    """Return EER (per cent) with its 95 % bootstrap interval and threshold, minDCF, DET points.
 
     Args:
         target: scores of target trials, (n,).
@@ -29,7 +31,8 @@ def error_rates(target: Scores, nontarget: Scores, p_target: float, seed: int) -
         p_target: prior of a target trial in the detection cost.
         seed: seed of the bootstrap over trials.
     """
-    rate = equal_error_rate(target, nontarget)
+    rate, curve = equal_error_rate(target, nontarget), det_curve(target, nontarget)
+    kept = np.unique(np.linspace(0, len(curve.miss) - 1, _DET_POINTS).round().astype(int))
     low, high = bootstrap_eer(target, nontarget, seed=seed)
     return {
         "eer": 100 * rate.value,
@@ -40,6 +43,10 @@ def error_rates(target: Scores, nontarget: Scores, p_target: float, seed: int) -
         "targets": len(target),
         "nontargets": len(nontarget),
         "seed": seed,
+        "det": {
+            "false_accept": curve.false_alarm[kept].tolist(),
+            "false_reject": curve.miss[kept].tolist(),
+        },
     }
 
 

@@ -128,6 +128,7 @@ def fit(
     validation: Callable[[SpeakerModel], float] | None = None,
     validate_every: int = 50,
     reference: Mapping[str, Tensor] | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> TrainingResult:
     """Train `model` in place on `source.batches(seed, config.batch_size)`.
 
@@ -136,6 +137,7 @@ def fit(
             `validate_every` steps and after the last. The weights with the lowest are restored.
         reference: parameters by name that the proximal term pulls towards (FedProx, Li et al.,
             "Federated optimization in heterogeneous networks", MLSys 2020, equation 2).
+        on_step: called after every step, for a progress bar.
 
     Raises:
         FedspkError: the loss is no longer finite, or the batches end before `config.steps`.
@@ -152,6 +154,8 @@ def fit(
                 f"training batches ended after {step} of {config.steps} steps."
             ) from None
         run.step(step, features, labels)
+        if on_step is not None:
+            on_step()
         if (step + 1) % validate_every == 0 or step + 1 == config.steps:
             run.record(step + 1)
             if run.out_of_patience:

@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, cast
 
 from fedspk.errors import FedspkError
+from fedspk.signals import end_cleanly_on_sigterm, workers_deaf_to_ctrl_c
 from simulations.executors import (
     THREAD_VARIABLES,
     Executor,
@@ -129,7 +131,7 @@ def _start() -> _Worker:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), name="fedspk-worker", daemon=True)
-    with environment(**dict.fromkeys(THREAD_VARIABLES, "1")):
+    with environment(**dict.fromkeys(THREAD_VARIABLES, "1")), workers_deaf_to_ctrl_c():
         process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -145,7 +147,7 @@ def _loss(worker: _Worker) -> FedspkError:
 
 
 def _work(pipe: connection.Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    end_cleanly_on_sigterm()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch: Any = sys.modules.get("torch")
     if torch is not None:
@@ -163,6 +165,8 @@ def _die_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_FAREWELL_SECONDS)
         os._exit(1)
 
 

@@ -16,7 +16,7 @@ from fedspk.encoders.tdnn import TDNN
 from fedspk.encoders.vggm import VGGM, PooledVGGM
 from fedspk.errors import FedspkError
 
-__all__ = ["Encoder", "build_encoder", "list_encoders"]
+__all__ = ["Encoder", "build_encoder", "has_fixed_length", "list_encoders"]
 
 # name -> (class, its arguments, whether it needs the number of frames, one line for --help)
 _REGISTRY: dict[str, tuple[Callable[..., Encoder], dict[str, Any], bool, str]] = {
@@ -37,6 +37,11 @@ _REGISTRY: dict[str, tuple[Callable[..., Encoder], dict[str, Any], bool, str]] =
 def list_encoders() -> dict[str, str]:
     """Return the encoders' names, each with one line of explanation."""
     return {name: line for name, (_, _, _, line) in _REGISTRY.items()}
+
+
+def has_fixed_length(name: str) -> bool:
+    """Say whether an encoder is built for clips of one length only; unknown names are not."""
+    return name in _REGISTRY and _REGISTRY[name][2]
 
 
 def build_encoder(

@@ -18,19 +18,20 @@ from aggregator.federation import FederationResult, run_federation
 from aggregator.rounds import WeightedMean
 from clients.dataset import DeviceDataset
 from clients.local import (
+    PersonalModel,
     PersonalPlan,
     personal_model,
     personalise,
     restored_model,
     train_individual,
 )
+from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_json
 from fedspk.model import SpeakerModel
 from fedspk.progress import progress
 from fedspk.rounds import RunConfig
 from fedspk.run_model import device_model, shared_names
-from fedspk.training import TrainingResult
-from fedspk.weights import FloatVector, WeightStore, flatten
+from fedspk.weights import FloatVector, WeightStore, flatten, unflatten
 from simulations.executors import Executor
 from simulations.federated.central import load_classes, shared_state
 from simulations.federated.plan import device_path
@@ -64,9 +65,20 @@ class Stage:
         return WeightStore(self.folder / "store" / run.name)
 
     def put(self, start: SpeakerModel, run: RunConfig) -> str:
-        """Store what all devices begin with: `start`'s weights in the run's network."""
+        """Store what all devices begin with: `start`'s weights in the run's network.
+
+        Raises:
+            FedspkError: a part of the encoder would not travel.
+        """
         model = device_model(run)
         model.load_parameters(shared_state(start, model))
+        encoder = {f"encoder.{name}" for name in model.encoder.state_dict()}
+        missing = {n for n in encoder if "num_batches" not in n} - set(shared_names(model, run))
+        if missing:
+            raise FedspkError(
+                f"Configuration field run.share_statistics: encoder {run.encoder} has running "
+                "statistics, which every device needs from the start; set it to true."
+            )
         return self.store(run).put(flatten(model.state_dict(), shared_names(model, run)))
 
 
@@ -144,15 +156,28 @@ def run_federated(
         steps=sum(record.steps for record in result.history) / stage.devices,
         seconds=sum(record.training_seconds for record in result.history),
         bytes=result.bytes_down + result.bytes_up,
+        best_step=result.best_round,
+        at_limit=float(result.best_round == result.rounds),
     )
     history = tuple(asdict(record) for record in result.history)
     return Scored(scored.devices, cost, history), result
 
 
+def federated_model(stage: Stage, result: FederationResult, run: RunConfig) -> SpeakerModel:
+    """Return the federated model, apart from what devices keep to themselves."""
+    model = device_model(run)
+    vector = stage.store(run).get(result.model)
+    model.load_parameters(unflatten(vector, model.state_dict(), shared_names(model, run)))
+    return model.eval()
+
+
 def run_personalised(
     stage: Stage, federated: FederationResult, run: RunConfig, name: str, plan: PersonalPlan
 ) -> Scored:
-    """Tune the federated model on every device, to its best by validation."""
+    """Tune the federated model on every device, to its best by validation.
+
+    Its cost is the tuning's alone; the federated arm's comes before it.
+    """
     return _on_devices(
         stage, _personalise, name, federated.model, run, plan=plan, round=federated.best_round
     )
@@ -188,8 +213,10 @@ def _gather(tasks: Sequence[_Task]) -> Scored:
     return Scored(
         devices=tuple(load_scores(task.scores, 1)[0] for task in tasks),
         cost=ArmCost(
-            steps=sum(record["steps"] for record in records) / len(records),
+            steps=float(np.mean([record["steps"] for record in records])),
             seconds=sum(record["seconds"] for record in records),
+            best_step=float(np.mean([record["best_step"] for record in records])),
+            at_limit=float(np.mean([record["at_limit"] for record in records])),
         ),
     )
 
@@ -201,14 +228,14 @@ def _train_individual(task: _Task) -> None:
     model = personal_model(dataset, trained.vector, run)
     shared = flatten(model.state_dict(), shared_names(model, run))
     kept = WeightStore(task.folder / "store" / run.name).put(shared)
-    _save(task, model, trained.result, kept)
+    _save(task, model, trained, kept)
 
 
 def _personalise(task: _Task) -> None:
     dataset, run = _opened(task)
     assert task.plan is not None
     trained = personalise(dataset, _vector(task), run, task.plan, round_number=task.round)
-    _save(task, personal_model(dataset, trained.vector, run), trained.result)
+    _save(task, personal_model(dataset, trained.vector, run), trained)
 
 
 def _score_shared(task: _Task) -> None:
@@ -238,10 +265,17 @@ def _vector(task: _Task) -> FloatVector:
 
 
 def _save(
-    task: _Task, model: SpeakerModel, result: TrainingResult | None = None, kept: str = ""
+    task: _Task, model: SpeakerModel, trained: PersonalModel | None = None, kept: str = ""
 ) -> None:
     """Write the device's scores and, last, the record that says that they are there."""
     scores = score_device(model, task.folder, task.index, classifier=task.classifier)
     save_scores(task.scores, [scores])
-    steps, seconds = (result.steps, result.seconds) if result is not None else (0, 0.0)
-    write_json(task.record, {"steps": steps, "seconds": seconds, "model": kept})
+    record: dict[str, Any] = {"steps": 0, "seconds": 0.0, "best_step": 0, "at_limit": False}
+    if trained is not None:
+        record = {
+            "steps": trained.result.steps,
+            "seconds": trained.result.seconds,
+            "best_step": trained.best_step,
+            "at_limit": trained.best_step == trained.result.steps,
+        }
+    write_json(task.record, record | {"model": kept})

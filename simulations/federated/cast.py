@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 
 from fedspk.cache import FeatureCache
 from fedspk.corpora import Corpus, Utterance, examine, require_speakers, split_utterances
 from fedspk.errors import FedspkError
 from fedspk.seeds import derive, numpy_generator
+from simulations.federated.config import ExperimentConfig
 
 Utterances = tuple[Utterance, ...]
 
@@ -23,6 +23,7 @@ _VALIDATION_FRACTION = 0.2
 _OUTSIDER_FRACTION = 0.2
 _MAX_OUTSIDERS = 25
 _MIN_PUBLIC = 2
+_MIN_OUTSIDERS = 2
 _SPARE_OWNERS = 5
 _FEW_UTTERANCES = 10
 _FOLDS = 5
@@ -37,6 +38,13 @@ class Owner:
     validation: Utterances
     test: Utterances
 
+    @property
+    def is_tested_on_new_sessions(self) -> bool:
+        """Whether no test utterance is of a session that training or validation heard."""
+        heard = {utterance.session for utterance in (*self.train, *self.validation)}
+        tested = {utterance.session for utterance in self.test}
+        return None not in heard | tested and not heard & tested
+
 
 @dataclass(frozen=True)
 class Cast:
@@ -47,9 +55,15 @@ class Cast:
     public_validation: Mapping[str, Utterances]
     outsiders: Mapping[str, Utterances]
 
+    @property
+    def tested(self) -> Utterances:
+        """Everything that no model may have been trained on."""
+        owned = [utterance for owner in self.owners for utterance in owner.test]
+        return (*owned, *(u for utterances in self.outsiders.values() for u in utterances))
+
 
 def choose_speakers(
-    corpus: Corpus, devices: int, public_limit: int, seed: int, cache: FeatureCache, workers: int
+    corpus: Corpus, config: ExperimentConfig, cache: FeatureCache, workers: int
 ) -> Corpus:
     """Return the examined part of `corpus` that the experiment uses.
 
@@ -58,42 +72,52 @@ def choose_speakers(
     Raises:
         FedspkError: too few speakers have enough usable utterances.
     """
+    devices, seed = config.devices, config.seed
+    require_speakers(corpus, devices + _MIN_PUBLIC + _MIN_OUTSIDERS, 1)
     owners = _owners(corpus, devices + _SPARE_OWNERS, seed)
     others = [name for name in _shuffled(corpus, seed) if name not in set(owners)]
-    require_speakers(corpus, devices + _MIN_PUBLIC + 2, 1)
-    chosen = owners + others[: public_limit + _MAX_OUTSIDERS]
-    examined = examine(corpus.only(chosen), cache, workers=workers, show_progress=True)
-    require_speakers(examined, devices + _MIN_PUBLIC + 2, 1)
+    chosen = corpus.only([*owners, *others[: config.public_speakers + _MAX_OUTSIDERS]])
+    kept = set(owners)
+    few = [
+        utterance
+        for speaker, utterances in chosen.speakers.items()
+        for utterance in (utterances if speaker in kept else utterances[: config.public_utterances])
+    ]
+    examined = examine(
+        replace(chosen, utterances=tuple(few)), cache, workers=workers, show_progress=True
+    )
+    require_speakers(examined, devices + _MIN_PUBLIC + _MIN_OUTSIDERS, 1)
     require_speakers(examined, devices, MIN_OWNER_UTTERANCES)
     return examined
 
 
 def count_folds(corpus: Corpus, devices: int, seed: int) -> int:
     """Return 1, or 5 where an owner's single test set would be too small to mean anything."""
-    fewest = min(len(corpus.speakers[name]) for name in _owners(corpus, devices, seed))
-    return 1 if fewest >= _FEW_UTTERANCES else _FOLDS
+    owners = [corpus.speakers[name] for name in _owners(corpus, devices, seed)]
+    if min(len(utterances) for utterances in owners) >= _FEW_UTTERANCES:
+        return 1
+    sessions = min(len({u.session for u in utterances} - {None}) for utterances in owners)
+    return min(_FOLDS, sessions) if sessions >= 2 else _FOLDS
 
 
-def assign(
-    corpus: Corpus, devices: int, public_limit: int, seed: int, fold: int, folds: int
-) -> Cast:
+def assign(corpus: Corpus, config: ExperimentConfig, fold: int = 0) -> Cast:
     """Give every speaker of an examined corpus its part; the same seed gives the same cast.
 
     Args:
         corpus: examined corpus.
-        devices: number of owners.
-        public_limit: upper bound on public speakers.
-        seed: run seed.
-        fold: which of the `folds` disjoint test sets each owner uses.
-        folds: 1 for one 80/20 split.
+        config: its `folds` has been decided.
+        fold: which of the disjoint test sets each owner uses.
 
     Raises:
         FedspkError: an owner has too few utterances left to train and validate on.
     """
-    owners = _owners(corpus, devices, seed)
+    seed, folds = config.seed, config.folds
+    owners = _owners(corpus, config.devices, seed)
     others = [name for name in _shuffled(corpus, seed) if name not in set(owners)]
-    outsider_count = min(_MAX_OUTSIDERS, max(2, round(_OUTSIDER_FRACTION * len(others))))
-    outsiders, public = others[:outsider_count], others[outsider_count:][:public_limit]
+    outsider_count = min(
+        _MAX_OUTSIDERS, max(_MIN_OUTSIDERS, round(_OUTSIDER_FRACTION * len(others)))
+    )
+    outsiders, public = others[:outsider_count], others[outsider_count:][: config.public_speakers]
     return Cast(
         tuple(_owner(name, corpus, seed, fold, folds) for name in owners),
         *_held_out(corpus, public, seed),
@@ -130,22 +154,29 @@ def _owner(name: str, corpus: Corpus, seed: int, fold: int, folds: int) -> Owner
 
 
 def _hold_out(utterances: Utterances, seed: int) -> tuple[Utterances, Utterances]:
-    """Split off validation utterances; a lone utterance stays in training."""
+    """Split off validation utterances, whole sessions of them where sessions are known.
+
+    A lone utterance stays in training.
+    """
     if len(utterances) < 2:
         return utterances, ()
-    names = sorted(utterances, key=lambda utterance: utterance.id)
-    order = numpy_generator(seed, "validation", names[0].speaker).permutation(len(names))
-    count = max(1, round(_VALIDATION_FRACTION * len(names)))
-    held = {names[i].id for i in order[:count]}
-    return (
-        tuple(u for u in names if u.id not in held),
-        tuple(u for u in names if u.id in held),
+    return split_utterances(
+        utterances,
+        test_fraction=_VALIDATION_FRACTION,
+        seed=derive(seed, "validation", utterances[0].speaker),
     )
 
 
 def _owners(corpus: Corpus, count: int, seed: int) -> list[str]:
-    rich = (n for n in _shuffled(corpus, seed) if len(corpus.speakers[n]) >= MIN_OWNER_UTTERANCES)
-    return list(islice(rich, count))
+    """Choose speakers with enough speech, those with two or more sessions before the others."""
+    shuffled = _shuffled(corpus, seed)
+    rich = [name for name in shuffled if len(corpus.speakers[name]) >= MIN_OWNER_UTTERANCES]
+    return sorted(rich, key=lambda name: not _has_sessions(corpus.speakers[name]))[:count]
+
+
+def _has_sessions(utterances: Utterances) -> bool:
+    sessions = {utterance.session for utterance in utterances}
+    return None not in sessions and len(sessions) >= 2
 
 
 def _shuffled(corpus: Corpus, seed: int) -> list[str]:

@@ -17,6 +17,8 @@ from torch import Tensor
 from clients.batches import random_crops
 from fedspk.feature_table import FeatureTable
 from fedspk.model import HeadConfig, HeadKind, SpeakerModel, build_model
+from fedspk.parallel import one_torch_thread
+from fedspk.progress import progress
 from fedspk.rounds import RunConfig
 from fedspk.seeds import derive, numpy_generator
 from fedspk.training import TrainingConfig, TrainingResult, fit
@@ -25,9 +27,6 @@ from simulations.federated.config import CentralTraining
 from simulations.federated.plan import LabelledRows, Plan, PublicRows, Rows
 from simulations.federated.scoring import embed_rows
 
-# Sums of floats depend on the number of threads; and two threads with a busy neighbour are slower
-# than one.
-_THREADS = 1
 _BATCH = 64
 
 
@@ -114,8 +113,8 @@ def shared_state(start: SpeakerModel, model: SpeakerModel) -> dict[str, Tensor]:
 
 
 def class_head(run: RunConfig) -> HeadKind:
-    """Return the loss over classes that goes with a run: the run's own, or AM-softmax."""
-    return "am" if run.head_kind == "binary" else run.head_kind
+    """Return the loss over classes that goes with a run: the run's own, or plain softmax."""
+    return "softmax" if run.head_kind == "binary" else run.head_kind
 
 
 def class_model(run: RunConfig, public: int, devices: int) -> SpeakerModel:
@@ -152,9 +151,8 @@ def _train(
         frozen_statistics=settings.frozen_statistics,
         precision=run.precision,
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(_THREADS)
-    try:
+    bar = progress(total=config.steps, description=f"Training, {name}", unit="step")
+    with bar, one_torch_thread():
         return fit(
             model,
             BalancedBatches(data.table, data.train, run.crop_frames),
@@ -162,9 +160,8 @@ def _train(
             seed=derive(run.seed, name),
             validation=_validation(data),
             validate_every=settings.validate_every,
+            on_step=bar.update,
         )
-    finally:
-        torch.set_num_threads(before)
 
 
 def _validation(data: PublicRows) -> Callable[[SpeakerModel], float] | None:

@@ -58,7 +58,9 @@ def simulate(
     ] = None,
     head: Annotated[
         Literal["local", "shared"] | None,
-        typer.Option(help="Does the head stay on the device or is it averaged too?"),
+        typer.Option(
+            help="Learn the owners' classes, on the device or shared [default: codewords]."
+        ),
     ] = None,
     folds: Annotated[
         int | None,
@@ -96,13 +98,15 @@ def simulate(
         "init": init,
         "run.encoder": encoder,
         "federated.rounds": rounds,
-        "run.head": head,
         "folds": folds,
         "seed": seed,
     }
+    given = {name: value for name, value in flags.items() if value is not None}
     if epochs is not None:
-        flags |= {"federated.local_epochs": epochs, "federated.local_steps": 0}
-    settings = load_config(preset, config, {k: v for k, v in flags.items() if v is not None})
+        given |= {"federated.local_epochs": epochs, "federated.local_steps": 0}
+    if head is not None:  # fixed codewords leave no head that could be local or shared
+        given |= {"federated.head": head, "federated.codeword_seed": None}
+    settings = load_config(preset, config, given)
     with open_executor(backend, workers=workers, address=ray_address) as executor:
         results = run_experiment(settings, out, executor, cache_root=cache, resume=resume)
     if as_json:
@@ -135,9 +139,10 @@ def pretrain(
     if as_json:
         typer.echo(json.dumps(made, indent=2, allow_nan=False))
         return
+    loss = made["validation_loss"]
     typer.echo(
-        f"{out}: {made['speakers']} speakers, {made['steps']} steps, "
-        f"validation loss {made['validation_loss']:.3f}, model {made['hash'][:16]}"
+        f"{out}: {made['speakers']} speakers, {made['steps']} steps, validation loss "
+        f"{'-' if loss is None else format(loss, '.3f')}, model {made['hash'][:16]}"
     )
 
 

@@ -24,7 +24,13 @@ def compare_runs(first: Path, second: Path) -> list[Json]:
             f"{first} and {second} share {len(shared)} device owners; a test needs two or more: "
             "use the same corpus and seed for both runs."
         )
-    entries = compare_arms(*([side[speaker] for speaker in shared] for side in rows))
+    try:
+        entries = compare_arms(*([side[speaker] for speaker in shared] for side in rows))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FedspkError(
+            f"{first} or {second}: results.json was not written by this version of "
+            "`fedspk simulate`; run it again."
+        ) from error
     if not entries:
         raise FedspkError(f"{first} and {second} have no arm in common.")
     return entries

@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fedspk.encoders import list_encoders
+from clients.local import PersonalPlan
+from fedspk.encoders import has_fixed_length, list_encoders
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.rounds import ImpostorKind, RunConfig
@@ -31,6 +32,17 @@ _LAYERS: dict[Preset, tuple[Preset, ...]] = {
     "paper": ("paper",),
 }
 
+# What the experiment sets itself, or what all arms must have in common.
+_NOT_TO_OVERRIDE = {
+    *("name", "seed", "impostors", "public", "devices", "frames", "bins"),
+    *("encoder", "encoder_params", "minimum_reply_fraction"),
+}
+# How a device trains for itself.
+_LOCAL_TRAINING = (
+    *("batch_size", "owner_fraction", "crop_frames", "local_optimiser", "learning_rate"),
+    *("final_learning_rate", "momentum", "weight_decay", "clip_norm"),
+)
+
 # Arms whose training meets impostors: one of each kind that is asked for.
 IMPOSTOR_ARMS: tuple[Arm, ...] = ("individual", "averaged", "federated", "personalised")
 
@@ -40,29 +52,17 @@ class CentralTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-1, gt=0)
-    final_learning_rate: float = Field(1e-3, gt=0)
+    steps: int = Field(800, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    final_learning_rate: float = Field(1e-4, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
     validate_every: int = Field(100, ge=1)
     patience: int = Field(5, ge=0)
     optimiser: Literal["sgd", "adamw"] = "adamw"
     clip_norm: float = Field(5.0, ge=0)
     frozen_statistics: bool = False
-
-
-class PersonalTraining(BaseModel):
-    """How a device trains for itself; see `clients.local.PersonalPlan`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(400, ge=1)
-    validate_every: int = Field(20, ge=1)
-    patience: int = Field(5, ge=0)
-    learning_rate: float = Field(1e-2, gt=0)
-    proximal_mu: float = Field(0.0, ge=0)
 
 
 class ExperimentConfig(BaseModel):
@@ -73,11 +73,13 @@ class ExperimentConfig(BaseModel):
         the corpus's public speakers, or random weights as in the paper.
     folds: above 1, cross-validation over every owner's utterances; 0 chooses it, in place of one
         80/20 split, where an owner has few utterances.
-    public_speakers: at most so many become classes and training impostors.
+    public_speakers, public_utterances: at most so many become classes and training impostors, and
+        so many utterances of each.
     copies: channel-augmented copies of each training utterance, beside the one as recorded.
     speeds: every public speaker is a further class at each speed other than 1.
     test_sessions: simulated sessions in which each test utterance is heard.
-    run: what the devices' arms share; `federated` overrides single fields of it.
+    run: what the devices' arms share; `federated` overrides single fields of it. A device that
+        trains for itself (individual, personalised) trains as `run` says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,15 +92,16 @@ class ExperimentConfig(BaseModel):
     start: Literal["public", "random"] = "public"
     seed: int = Field(0, ge=0)
     folds: int = Field(0, ge=0)
-    public_speakers: int = Field(100, ge=2)
+    public_speakers: int = Field(50, ge=2)
+    public_utterances: int = Field(20, ge=1)
     copies: int = Field(6, ge=0)
     speeds: tuple[float, ...] = (1.0,)
     test_sessions: int = Field(3, ge=1)
     front_end: FrontEndConfig = FrontEndConfig()
     run: RunConfig = RunConfig()
     federated: dict[str, Any] = Field(default_factory=dict)
-    individual: PersonalTraining = PersonalTraining()
-    personalised: PersonalTraining = PersonalTraining()
+    individual: PersonalPlan = PersonalPlan()
+    personalised: PersonalPlan = PersonalPlan()
     pretrain: CentralTraining = CentralTraining()
     pooled: CentralTraining = CentralTraining()
 
@@ -109,25 +112,48 @@ class ExperimentConfig(BaseModel):
             raise ValueError("name each value once, at least one")
         return value
 
+    @field_validator("speeds")
+    @classmethod
+    def _playable(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 not in value or not all(0.5 <= speed <= 2 for speed in value):
+            raise ValueError("give speeds from 0.5 to 2, 1.0 among them")
+        return value
+
+    @field_validator("federated")
+    @classmethod
+    def _overrides(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if wrong := sorted(set(value) & _NOT_TO_OVERRIDE):
+            raise ValueError(f"{', '.join(wrong)} cannot differ between the arms")
+        return value
+
     def arm(self, arm: Arm, impostors: ImpostorKind, public: int = 0) -> RunConfig:
         """Return the run configuration of one arm with one kind of impostors.
+
+        The personalised arm continues the federated run, so it bears its name, and trains on the
+        device as `run` says.
 
         Raises:
             FedspkError: an override names an unknown field or is out of range.
         """
         together = arm in ("federated", "personalised")
         changes = dict(self.federated) if together else {}
+        if arm == "personalised":
+            changes |= {name: getattr(self.run, name) for name in _LOCAL_TRAINING}
         if changes.get("codeword_seed") is not None:
             changes["devices"] = self.devices
-        return self.run.changed(
-            **changes,
-            name=arm_name("federated" if together else arm, impostors, self.impostors[0]),
-            seed=self.seed,
-            impostors=impostors,
-            public=public,
-            frames=self.front_end.frames,
-            bins=self.front_end.bins,
-        )
+        if has_fixed_length(self.run.encoder):
+            changes["crop_frames"] = None
+        fixed = {
+            "name": arm_name("federated" if together else arm, impostors, self.impostors[0]),
+            "seed": self.seed,
+            "impostors": impostors,
+            "public": public,
+            "frames": self.front_end.frames,
+            "bins": self.front_end.bins,
+            # One machine plays all devices: a device that fails is a fault, not a drop-out.
+            "minimum_reply_fraction": 1.0,
+        }
+        return self.run.changed(**changes, **fixed)
 
 
 def arm_name(arm: Arm, impostors: ImpostorKind, plain: ImpostorKind) -> str:
@@ -152,11 +178,10 @@ def load_config(preset: Preset, file: Path | None, flags: Mapping[str, Any]) -> 
     if file is not None:
         _merge(values, _read_toml(file))
     for dotted, value in flags.items():
-        *path, last = dotted.split(".")
-        place = values
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
+        nested: Any = value
+        for part in reversed(dotted.split(".")):
+            nested = {part: nested}
+        _merge(values, nested)
     try:
         config = ExperimentConfig.model_validate(values)
     except ValidationError as error:

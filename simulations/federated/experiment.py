@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from aggregator.federation import FederationResult
 from clients.impostors import require_impostors
-from clients.local import PersonalPlan
 from fedspk.cache import FeatureCache
 from fedspk.cli import installed_versions
 from fedspk.corpora import Corpus, open_corpus
+from fedspk.engine import SpeechEngine
 from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_json
 from fedspk.model import SpeakerModel
@@ -23,6 +20,7 @@ from simulations.executors import Executor
 from simulations.federated.arms import (
     Scored,
     Stage,
+    federated_model,
     run_averaged,
     run_federated,
     run_individual,
@@ -31,18 +29,24 @@ from simulations.federated.arms import (
     run_pooled,
 )
 from simulations.federated.cast import Cast, assign, choose_speakers, count_folds
-from simulations.federated.config import ExperimentConfig, PersonalTraining, arm_name
+from simulations.federated.config import ExperimentConfig, arm_name
 from simulations.federated.plan import Plan, make_plan, save_plan
 from simulations.federated.report import write_report
 from simulations.federated.results import (
-    ArmCost,
     ArmResult,
     Json,
     compare_arms,
     device_rows,
+    mean_cost,
     summarise,
 )
-from simulations.federated.start import pooled_model, starting_model
+from simulations.federated.start import (
+    check_init,
+    check_unheard,
+    pooled_model,
+    save_made,
+    starting_model,
+)
 from simulations.federated.trials import device_errors, pooled_scores
 
 _CONFIG, _RESULTS = "config.json", "results.json"
@@ -70,55 +74,54 @@ def run_experiment(
     """
     for kind in config.impostors:
         require_impostors(kind)
-    corpus = _chosen(config, cache := FeatureCache(cache_root), executor.workers)
-    _claim(out, config, corpus, resume)
-    config = config.model_copy(
-        update={"folds": config.folds or count_folds(corpus, config.devices, config.seed)}
-    )
-    folds = [_run_fold(config, corpus, cache, out, executor, f) for f in range(config.folds)]
-    arms = {
-        name: _merged(name, [fold[name] for fold, _ in folds], config.seed) for name in folds[0][0]
-    }
-    results = _results(config, corpus, folds[0][1], arms)
+    check_init(config)
+    _check_out(out, resume)
+    cache = FeatureCache(cache_root)
+    corpus = choose_speakers(open_corpus(config.corpus), config, cache, executor.workers)
+    folds = config.folds or count_folds(corpus, config.devices, config.seed)
+    config = config.model_copy(update={"folds": folds})
+    casts = [assign(corpus, config, fold) for fold in range(folds)]
+    check_unheard(config, (utterance for cast in casts for utterance in cast.tested))
+    _claim(out, config, corpus)
+    parts = [
+        _run_fold(config, corpus, cast, cache, out.absolute() / f"fold-{fold}", executor)
+        for fold, cast in enumerate(casts)
+    ]
+    arms = {name: _merged(name, [part[name] for part in parts], config.seed) for name in parts[0]}
+    results = _results(config, corpus, casts, arms) | {"models": _models(out)}
     write_json(out / _RESULTS, results)
     scores = {
-        name: pooled_scores([device for fold, _ in folds for device in fold[name].devices])
+        name: pooled_scores([device for part in parts for device in part[name].devices])
         for name in arms
     }
     write_report(out, results, scores)
     return results
 
 
-def _chosen(config: ExperimentConfig, cache: FeatureCache, workers: int) -> Corpus:
-    corpus = open_corpus(config.corpus)
-    return choose_speakers(
-        corpus, config.devices, config.public_speakers, config.seed, cache, workers
-    )
-
-
-def _claim(out: Path, config: ExperimentConfig, corpus: Corpus, resume: bool) -> None:
-    """Make sure that `out` is free, or holds this very run to be continued."""
-    wanted = {
-        "config": config.model_dump(mode="json"),
-        "fingerprint": corpus.fingerprint,
-    }
-    path = out / _CONFIG
+def _check_out(out: Path, resume: bool) -> None:
+    """Refuse a folder that holds something else, before anything long begins."""
     if out.exists() and not out.is_dir():
         raise FedspkError(f"{out}: is a file; give --out a folder.")
-    if path.exists():
+    if (out / _CONFIG).exists():
         if not resume:
             raise FedspkError(
                 f"{out}: already holds a run; add --resume to continue it or give another --out."
             )
-        for name, value in _differences(read_json(path), wanted):
-            raise FedspkError(
-                f"{out}: was started with another {name} (now {value}); give the same or "
-                "another --out."
-            )
     elif out.exists() and any(out.iterdir()):
         raise FedspkError(f"{out}: is not empty and holds no run; give another --out.")
-    else:
+
+
+def _claim(out: Path, config: ExperimentConfig, corpus: Corpus) -> None:
+    """Write down what runs in `out`, or make sure that it is this very run."""
+    wanted = {"config": config.model_dump(mode="json"), "fingerprint": corpus.fingerprint}
+    path = out / _CONFIG
+    if not path.exists():
         write_json(path, wanted)
+        return
+    for name, value in _differences(read_json(path), wanted):
+        raise FedspkError(
+            f"{out}: was started with another {name} (now {value}); give the same or another --out."
+        )
 
 
 def _differences(
@@ -135,14 +138,12 @@ def _differences(
 def _run_fold(
     config: ExperimentConfig,
     corpus: Corpus,
+    cast: Cast,
     cache: FeatureCache,
-    out: Path,
+    folder: Path,
     executor: Executor,
-    fold: int,
-) -> tuple[dict[str, Scored], Cast]:
+) -> dict[str, Scored]:
     """Run all arms on one division into training and test; return them in the report's order."""
-    cast = assign(corpus, config.devices, config.public_speakers, config.seed, fold, config.folds)
-    folder = out.absolute() / f"fold-{fold}"
     plan = make_plan(corpus, cast, config, cache, executor.workers)
     save_plan(plan, folder)
     stage = Stage(folder, config.devices, executor)
@@ -150,14 +151,14 @@ def _run_fold(
     scored: dict[str, Scored] = {}
     if "initial" in config.arms:
         run = config.arm("initial", config.impostors[0], plan.public.classes)
-        scored["initial"] = _with_cost(run_initial(stage, start, run), cost)
+        scored["initial"] = replace(run_initial(stage, start, run), cost=cost)
     for kind in config.impostors:
         scored |= _device_arms(config, kind, plan, stage, start)
     if "pooled" in config.arms:
         run = config.arm("pooled", config.impostors[0], plan.public.classes)
         path, cost = pooled_model(config, plan, start, folder / "models")
-        scored["pooled"] = _with_cost(run_pooled(stage, path, run), cost)
-    return scored, cast
+        scored["pooled"] = replace(run_pooled(stage, path, run), cost=cost)
+    return scored
 
 
 def _device_arms(
@@ -167,7 +168,7 @@ def _device_arms(
     scored: dict[str, Scored] = {}
     if {"individual", "averaged"} & set(config.arms):
         run = config.arm("individual", kind, plan.public.classes)
-        alone = run_individual(stage, start, run, _personal(config.individual))
+        alone = run_individual(stage, start, run, config.individual)
         if "individual" in config.arms:
             scored[run.name] = alone
         if "averaged" in config.arms:
@@ -176,22 +177,18 @@ def _device_arms(
     if not {"federated", "personalised"} & set(config.arms):
         return scored
     run = config.arm("federated", kind, plan.public.classes)
-    federated: FederationResult
     found, federated = run_federated(stage, start, run)
+    path = stage.folder / "models" / f"{run.name}.safetensors"
+    if not path.exists():
+        parent = SpeechEngine.load(stage.folder / "models" / "initial.safetensors").model_hash
+        save_made(path, federated_model(stage, federated, run), config, run, found.cost, parent)
     if "federated" in config.arms:
         scored[run.name] = found
     if "personalised" in config.arms:
         name = arm_name("personalised", kind, config.impostors[0])
-        scored[name] = run_personalised(stage, federated, run, name, _personal(config.personalised))
+        run = config.arm("personalised", kind, plan.public.classes)
+        scored[name] = run_personalised(stage, federated, run, name, config.personalised)
     return scored
-
-
-def _personal(training: PersonalTraining) -> PersonalPlan:
-    return PersonalPlan(**training.model_dump())
-
-
-def _with_cost(scored: Scored, cost: ArmCost) -> Scored:
-    return Scored(scored.devices, cost, scored.history)
 
 
 def _merged(name: str, folds: list[Scored], seed: int) -> ArmResult:
@@ -200,34 +197,42 @@ def _merged(name: str, folds: list[Scored], seed: int) -> ArmResult:
     return ArmResult(
         name=name,
         errors=tuple(device_errors(scores, seed) for scores in devices),
-        cost=ArmCost(
-            steps=float(np.mean([fold.cost.steps for fold in folds])),
-            seconds=sum(fold.cost.seconds for fold in folds),
-            bytes=sum(fold.cost.bytes for fold in folds),
-        ),
+        cost=mean_cost([fold.cost for fold in folds]),
         history=folds[0].history,
     )
 
 
+def _models(out: Path) -> dict[str, str]:
+    """Return the content hashes of the first fold's models, which are versions for other runs."""
+    files = sorted((out / "fold-0" / "models").glob("*.safetensors"))
+    return {path.stem: SpeechEngine.load(path).model_hash for path in files}
+
+
 def _results(
-    config: ExperimentConfig, corpus: Corpus, cast: Cast, arms: Mapping[str, ArmResult]
+    config: ExperimentConfig,
+    corpus: Corpus,
+    casts: Sequence[Cast],
+    arms: Mapping[str, ArmResult],
 ) -> Json:
-    rows = device_rows([owner.speaker for owner in cast.owners], list(arms.values()))
+    rows = device_rows([owner.speaker for owner in casts[0].owners], list(arms.values()))
     return {
         "summary": {name: summarise(arm, config.seed) for name, arm in arms.items()},
         "devices": rows,
         "tests": compare_arms(rows),
         "history": {name: list(arm.history) for name, arm in arms.items() if arm.history},
-        "corpus": _described(corpus, cast),
+        "corpus": _described(corpus, casts),
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
         "versions": installed_versions(),
     }
 
 
-def _described(corpus: Corpus, cast: Cast) -> Json:
+def _described(corpus: Corpus, casts: Sequence[Cast]) -> Json:
+    cast = casts[0]
     speakers = [owner.speaker for owner in cast.owners]
     used = corpus.only([*speakers, *cast.public_train, *cast.outsiders])
+    owners = [owner for each in casts for owner in each.owners]
+    new = sum(owner.is_tested_on_new_sessions for owner in owners)
     return {
         "name": corpus.name,
         "fingerprint": corpus.fingerprint,
@@ -235,17 +240,6 @@ def _described(corpus: Corpus, cast: Cast) -> Json:
         "utterances": len(used.utterances),
         "public_speakers": len(cast.public_train),
         "outsiders": len(cast.outsiders),
-        "has_sessions": corpus.has_sessions,
-        "session_note": (
-            "test sessions are disjoint from training sessions."
-            if corpus.has_sessions
-            else "the corpus names no sessions, so the split is by utterance."
-        ),
+        "owners_tested_on_new_sessions": new / len(owners),
         "skipped": corpus.skip_reasons,
     }
-
-
-def log(sentence: str) -> None:
-    """Tell a person at the terminal what happens now."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"{sentence}\n")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedspk import __version__
 from fedspk.cache import FeatureCache
 from fedspk.cli import installed_versions
 from fedspk.corpora import examine, open_corpus, require_speakers
 from fedspk.engine import save_described
+from fedspk.errors import FedspkError
 from fedspk.files import write_json
 from simulations.executors import usable_cpus
 from simulations.federated.cast import all_public
@@ -15,7 +17,7 @@ from simulations.federated.central import pretrain
 from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import make_public_rows
 from simulations.federated.results import Json
-from simulations.federated.start import describe
+from simulations.federated.start import HEARD, content_mark, describe
 
 _MIN_SPEAKERS = 4
 
@@ -32,6 +34,9 @@ def pretrain_model(
     Raises:
         FedspkError: the corpus has too few speakers or cannot be read.
     """
+    if out.suffix != ".safetensors":
+        raise FedspkError(f"{out}: give --out a file name that ends in .safetensors.")
+    write_json(out.with_suffix(".json"), {"config": config.model_dump(mode="json")})
     cache = FeatureCache(cache_root)
     used = workers or usable_cpus()
     corpus = examine(open_corpus(config.corpus), cache, workers=used, show_progress=True)
@@ -52,7 +57,12 @@ def pretrain_model(
         "seed": config.seed,
         "versions": installed_versions(),
     }
-    metadata = {"fedspk.made_by": "pretrain", "fedspk.seed": str(config.seed)}
+    metadata = {
+        "fedspk.made_by": "pretrain",
+        "fedspk.version": __version__,
+        "fedspk.config": config.model_dump_json(),
+        HEARD: " ".join(sorted(content_mark(utterance) for utterance in corpus.utterances)),
+    }
     made["hash"] = save_described(out, model, describe(config, run), metadata)
     write_json(out.with_suffix(".json"), made)
     return made

@@ -47,7 +47,7 @@ def write_report(folder: Path, results: Json, scores: Mapping[str, TrialScores])
             best=best_arm(results),
             comparisons=_comparisons(results),
             provenance=json.dumps(
-                {key: results[key] for key in ("config", "versions", "seed")}, indent=2
+                {key: results[key] for key in ("config", "versions", "seed", "models")}, indent=2
             ),
             **{key: results[key] for key in ("config", "corpus", "devices", "summary", "versions")},
         )
@@ -73,7 +73,7 @@ def verdict(results: Json) -> list[str]:
     for rival in ("individual", "initial"):
         if rival in summary and rival != best:
             sentences.append(_against(results, rival, best))
-    if best not in _TRAINED_ON_DEVICE and best == "initial":
+    if best == "initial":
         sentences.append("Training on the devices did not help on this corpus.")
     return sentences
 
@@ -113,6 +113,8 @@ def _against(results: Json, rival: str, best: str) -> str:
     entry = headline_test(results, rival, best)
     improvement, p = entry["relative_improvement"], entry["p_value"]
     sure = "significant" if p is not None and p < _SIGNIFICANT else "not significant"
+    if improvement is None:
+        return f"The {rival} arm has no errors to improve on."
     change = f"{abs(improvement):.0%} {'lower' if improvement >= 0 else 'higher'}"
     return (
         f"That is {change} than the {rival} arm's {results['summary'][rival]['mean_eer']:.2f} %, "
@@ -196,6 +198,7 @@ def _environment() -> jinja2.Environment:
         "percent": _percent,
         "number": _number,
         "signed": lambda value: "-" if value is None else f"{value:+.1%}",
+        "share": lambda value: "-" if value is None else f"{value:.0%}",
         "pvalue": _pvalue,
     }
     return environment

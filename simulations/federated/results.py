@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -22,15 +22,20 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What one arm spent: optimiser steps of one device (mean), wall seconds, bytes both ways.
+    """What one arm spent and where its training ended, means over folds.
 
-    `seconds` counts every device's training, one after the other; `bytes` what crossed between
-    all devices and the aggregator.
+    steps: optimiser steps of one device (mean over devices), or of the central training.
+    seconds: training and validation of all devices, one after the other.
+    bytes: what crossed between all devices and the aggregator.
+    best_step: the step (the round, of a federated arm) whose model was kept, mean over devices.
+    at_limit: share of the devices whose best was their last step: more training might have helped.
     """
 
     steps: float = 0.0
     seconds: float = 0.0
-    bytes: int = 0
+    bytes: float = 0.0
+    best_step: float | None = None
+    at_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,15 @@ class ArmResult:
     errors: tuple[DeviceErrors, ...]
     cost: ArmCost
     history: tuple[Json, ...] = ()
+
+
+def mean_cost(costs: Sequence[ArmCost]) -> ArmCost:
+    """Return the mean over folds, field by field; what one fold does not know stays unknown."""
+    means: dict[str, Any] = {}
+    for field in fields(ArmCost):
+        values = [getattr(cost, field.name) for cost in costs]
+        means[field.name] = None if None in values else float(np.mean(values))
+    return ArmCost(**means)
 
 
 def summarise(arm: ArmResult, seed: int) -> Json:

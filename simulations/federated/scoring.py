@@ -17,6 +17,7 @@ import torch
 from fedspk.encoders import Encoder
 from fedspk.feature_table import FeatureTable
 from fedspk.model import SpeakerModel
+from fedspk.parallel import one_torch_thread
 from fedspk.scoring import cosine_scores, make_profile
 from fedspk.weights import content_hash, flatten
 from simulations.federated.plan import FEATURES, TrialRows, open_trial_rows
@@ -78,9 +79,10 @@ def embed_rows(encoder: Encoder, table: FeatureTable, rows: Sequence[int]) -> Fl
     """Return the embeddings (N, D) float32 of rows of a feature table, in evaluation mode."""
     encoder.eval()
     embeddings = np.empty((len(rows), encoder.embedding_dim), dtype=np.float32)
-    for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
-        embeddings[start : start + len(part)] = encoder(table.gather(part)).float().numpy()
+    with one_torch_thread():
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            embeddings[start : start + len(part)] = encoder(table.gather(part)).float().numpy()
     return embeddings
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from fedspk import __version__
+from fedspk.corpora import Utterance
 from fedspk.engine import ModelDescription, load_described, save_described
 from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_json
 from fedspk.model import SpeakerModel
 from fedspk.rounds import RunConfig
 from fedspk.training import TrainingResult
-from fedspk.weights import content_hash
+from fedspk.weights import load_model
 from simulations.federated.central import (
     class_model,
     imprint,
@@ -21,6 +24,9 @@ from simulations.federated.central import (
 from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import Plan
 from simulations.federated.results import ArmCost
+
+# Model metadata: marks of all utterances that it was trained on.
+HEARD = "fedspk.heard"
 
 
 def starting_model(
@@ -41,7 +47,7 @@ def starting_model(
         else:
             model, result = pretrain(plan.public, run, config.pretrain)
             cost = _cost(result)
-        _save(path, model, config, run, cost)
+        save_made(path, model, config, run, cost)
     return load_classes(path, run), ArmCost(**read_json(path.with_suffix(".json")))
 
 
@@ -53,7 +59,7 @@ def pooled_model(
     path = folder / "pooled.safetensors"
     if not path.exists():
         model, result = train_pooled(plan, start, run, config.pooled)
-        _save(path, model, config, run, _cost(result))
+        save_made(path, model, config, run, _cost(result))
     return path, ArmCost(**read_json(path.with_suffix(".json")))
 
 
@@ -62,33 +68,84 @@ def describe(config: ExperimentConfig, run: RunConfig) -> ModelDescription:
     return ModelDescription(run.encoder, config.front_end, dict(run.encoder_params))
 
 
-def _given(config: ExperimentConfig, run: RunConfig, plan: Plan) -> SpeakerModel:
-    assert config.init is not None
-    description, state = load_described(config.init)
+def check_init(config: ExperimentConfig) -> None:
+    """Check, before anything long begins, that the given model will do.
+
+    Raises:
+        FedspkError: there is none, or it is not of the configured encoder and front end.
+    """
+    if config.init is None:
+        return
+    run = config.arm("initial", config.impostors[0])
+    description, _ = load_described(config.init)
     if description != describe(config, run):
         raise FedspkError(
             f"{config.init}: holds encoder {description.encoder} with {description.front_end}, "
             f"not {run.encoder} with {config.front_end}; give --encoder {description.encoder} "
             "and the same front end."
         )
+
+
+def check_unheard(config: ExperimentConfig, tested: Iterable[Utterance]) -> None:
+    """Check that the given model was not trained on speech that this experiment tests with.
+
+    Raises:
+        FedspkError: it was.
+    """
+    if config.init is None:
+        return
+    _, metadata = load_model(config.init)
+    heard = set(metadata.get(HEARD, "").split())
+    common = sum(content_mark(utterance) in heard for utterance in tested)
+    if common:
+        raise FedspkError(
+            f"{config.init}: was trained on {common} of the utterances that this experiment tests "
+            "with; pre-train on other speakers."
+        )
+
+
+def content_mark(utterance: Utterance) -> str:
+    """Return what a model remembers of an utterance that it was trained on: 64 bits of a hash."""
+    return utterance.content[:16]
+
+
+def _given(config: ExperimentConfig, run: RunConfig, plan: Plan) -> SpeakerModel:
+    assert config.init is not None
+    _, state = load_described(config.init)
     model = class_model(run, public=plan.public.classes, devices=0)
     model.load_parameters({n: value for n, value in state.items() if n.startswith("encoder.")})
     imprint(model, "head.classes.public", plan.public.table, plan.public.train)
     return model.eval()
 
 
-def _save(
-    path: Path, model: SpeakerModel, config: ExperimentConfig, run: RunConfig, cost: ArmCost
+def save_made(
+    path: Path,
+    model: SpeakerModel,
+    config: ExperimentConfig,
+    run: RunConfig,
+    cost: ArmCost,
+    parent: str = "",
 ) -> None:
+    """Write a model that can start other runs, what it cost, and how it was made.
+
+    Args:
+        parent: hash of the model it was trained from.
+    """
     # The cost first: once the model is there, everything is.
     write_json(path.with_suffix(".json"), vars(cost))
     metadata = {
-        "fedspk.made_by": "simulate",
-        "fedspk.seed": str(config.seed),
-        "fedspk.config": content_hash(config.model_dump_json().encode()),
+        "fedspk.made_by": f"simulate {path.stem}",
+        "fedspk.version": __version__,
+        "fedspk.parent": parent,
+        "fedspk.config": config.model_dump_json(),
     }
     save_described(path, model, describe(config, run), metadata)
 
 
 def _cost(result: TrainingResult) -> ArmCost:
-    return ArmCost(steps=result.steps, seconds=result.seconds)
+    return ArmCost(
+        steps=result.steps,
+        seconds=result.seconds,
+        best_step=result.best_step,
+        at_limit=float(result.best_step == result.steps),
+    )

@@ -9,6 +9,7 @@ import pytest
 from fedspk.corpora import Corpus, Utterance
 from fedspk.errors import FedspkError
 from simulations.federated.cast import Cast, all_public, assign, count_folds
+from simulations.federated.config import ExperimentConfig
 
 
 def corpus(speakers: int, utterances: int, sessions: int = 0) -> Corpus:
@@ -22,6 +23,11 @@ def corpus(speakers: int, utterances: int, sessions: int = 0) -> Corpus:
     )
 
 
+def cast_of(corpus: Corpus, devices: int, seed: int, fold: int = 0, folds: int = 1) -> Cast:
+    config = ExperimentConfig(devices=devices, seed=seed, folds=folds)
+    return assign(corpus, config, fold)
+
+
 def roles(cast: Cast) -> list[set[str]]:
     owners = {owner.speaker for owner in cast.owners}
     return [owners, set(cast.public_train), set(cast.outsiders)]
@@ -29,7 +35,7 @@ def roles(cast: Cast) -> list[set[str]]:
 
 def test_every_speaker_has_one_part() -> None:
     made = corpus(48, 20)
-    cast = assign(made, 25, 100, seed=3, fold=0, folds=1)
+    cast = cast_of(made, 25, seed=3, fold=0, folds=1)
     for first, second in combinations(roles(cast), 2):
         assert not first & second
     assert len(cast.owners) == 25
@@ -39,28 +45,31 @@ def test_every_speaker_has_one_part() -> None:
 
 def test_training_validation_and_test_are_disjoint_and_complete() -> None:
     made = corpus(12, 20)
-    for owner in assign(made, 6, 100, seed=0, fold=0, folds=1).owners:
+    for owner in cast_of(made, 6, seed=0, fold=0, folds=1).owners:
         parts = [{u.id for u in part} for part in (owner.train, owner.validation, owner.test)]
         assert [len(part) for part in parts] == [13, 3, 4]
         assert set.union(*parts) == {u.id for u in made.speakers[owner.speaker]}
 
 
 def test_test_sessions_never_train() -> None:
-    for owner in assign(corpus(12, 20, sessions=4), 6, 100, seed=0, fold=0, folds=1).owners:
-        trained = {u.session for u in (*owner.train, *owner.validation)}
-        assert not trained & {u.session for u in owner.test}
+    for owner in cast_of(corpus(12, 20, sessions=4), 6, seed=0, fold=0, folds=1).owners:
+        sessions = [
+            {u.session for u in part} for part in (owner.train, owner.validation, owner.test)
+        ]
+        assert all(not first & second for first, second in combinations(sessions, 2))
+        assert owner.is_tested_on_new_sessions
 
 
 def test_the_seed_decides_the_cast() -> None:
     made = corpus(48, 20)
-    first = assign(made, 25, 100, seed=1, fold=0, folds=1)
-    assert assign(made, 25, 100, seed=1, fold=0, folds=1) == first
-    assert assign(made, 25, 100, seed=2, fold=0, folds=1) != first
+    first = cast_of(made, 25, seed=1, fold=0, folds=1)
+    assert cast_of(made, 25, seed=1, fold=0, folds=1) == first
+    assert cast_of(made, 25, seed=2, fold=0, folds=1) != first
 
 
 def test_folds_share_the_owners_and_together_test_everything() -> None:
     made = corpus(12, 9)
-    folds = [assign(made, 6, 100, seed=0, fold=k, folds=3) for k in range(3)]
+    folds = [cast_of(made, 6, seed=0, fold=k, folds=3) for k in range(3)]
     assert len({tuple(o.speaker for o in fold.owners) for fold in folds}) == 1
     for index, owner in enumerate(folds[0].owners):
         tested = [u.id for fold in folds for u in fold.owners[index].test]
@@ -69,12 +78,30 @@ def test_folds_share_the_owners_and_together_test_everything() -> None:
 
 def test_an_owner_with_too_little_speech_is_named() -> None:
     with pytest.raises(FedspkError, match=r"s0.*cannot be split"):
-        assign(corpus(8, 5), 4, 100, seed=0, fold=0, folds=6)
+        cast_of(corpus(8, 5), 4, seed=0, fold=0, folds=6)
 
 
 def test_few_utterances_an_owner_mean_cross_validation() -> None:
     assert count_folds(corpus(8, 20), 4, seed=0) == 1
     assert count_folds(corpus(8, 6), 4, seed=0) == 5
+    assert count_folds(corpus(8, 6, sessions=3), 4, seed=0) == 3
+
+
+def test_a_cross_validation_by_sessions_never_tests_a_session_that_it_trained_on() -> None:
+    made = corpus(8, 9, sessions=3)
+    folds = count_folds(made, 4, seed=0)
+    for fold in range(folds):
+        for owner in cast_of(made, 4, seed=0, fold=fold, folds=folds).owners:
+            assert owner.is_tested_on_new_sessions
+
+
+def test_owners_with_several_sessions_are_chosen_first() -> None:
+    one, many = corpus(8, 10, sessions=1), corpus(12, 10, sessions=2)
+    mixed = Corpus(
+        "mixed", one.utterances + many.only(f"s{i:02d}" for i in (8, 9, 10, 11)).utterances
+    )
+    owners = {owner.speaker for owner in cast_of(mixed, 4, seed=0).owners}
+    assert owners == {"s08", "s09", "s10", "s11"}
 
 
 def test_a_public_speaker_with_one_utterance_trains_and_does_not_validate() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sounds import write_speakers
 
 from fedspk.audio import SAMPLE_RATE, save_audio
 from fedspk.cli import run
@@ -96,8 +97,17 @@ def test_a_pretrained_model_scores_trials_and_starts_an_experiment(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     model, cache = tmp_path / "v1.safetensors", ["--cache", str(tmp_path / "cache")]
-    corpus = "synthetic:speakers=6,utterances=4,sessions=2"
-    made = ["pretrain", "--corpus", corpus, "--out", str(model), "--steps", "4", *cache]
+    write_speakers(tmp_path / "public", speakers=6, utterances=4)
+    made = [
+        "pretrain",
+        "--corpus",
+        str(tmp_path / "public"),
+        "--out",
+        str(model),
+        "--steps",
+        "4",
+        *cache,
+    ]
     assert run([*made, "--workers", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["speakers"] == 6
     rng = np.random.default_rng(0)
@@ -124,6 +134,19 @@ def test_a_missing_audio_file_of_a_trial_is_named(
     assert "model.safetensors" in error
 
 
+def test_a_model_that_has_heard_the_test_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, cache = str(tmp_path / "v1.safetensors"), ["--cache", str(tmp_path / "cache")]
+    corpus = ["--corpus", "synthetic:speakers=8,utterances=10,sessions=2"]
+    assert run(["pretrain", *corpus, "--out", model, "--steps", "1", *cache]) == 0
+    capsys.readouterr()
+    out = ["--out", str(tmp_path / "out")]
+    error = fails(capsys, "simulate", *corpus, "--devices", "3", "--init", model, *out, *cache)
+    assert "was trained on" in error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_run_can_continue(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -138,5 +161,7 @@ def test_ctrl_c_ends_with_130_and_the_run_can_continue(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "Traceback" not in error
-    assert not list(tmp_path.rglob(".*.tmp"))
+    assert not list(tmp_path.rglob("*.partial"))
     assert not (out / "results.json").exists()
+    assert run([*command[3:], "--resume"]) == 0
+    assert (out / "results.json").exists()

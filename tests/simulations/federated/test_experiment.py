@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +200,7 @@ def test_the_papers_way_with_client_speech_only_and_a_shared_binary_head(
     changes = {
         "run.encoder": "vggm-small",
         "run.encoder_params": {},
+        "run.local_steps": 2,
         "impostors": ["speech", "none"],
         "federated.rounds": 1,
     }
@@ -209,13 +209,30 @@ def test_the_papers_way_with_client_speech_only_and_a_shared_binary_head(
     assert set(found["summary"]) == {
         "initial",
         "individual",
+        "averaged",
         "federated",
         "individual-none",
+        "averaged-none",
         "federated-none",
     }
 
 
-def test_the_same_corpus_is_decoded_once(cache: Path, finished: Path) -> None:
-    packs = sorted(path.name for path in (cache / "audio").iterdir())
+def test_a_second_run_decodes_and_extracts_nothing(
+    config: ExperimentConfig, cache: Path, finished: Path, tmp_path: Path
+) -> None:
     assert finished.exists()
-    assert len(json.dumps(packs)) > 2
+    before = sorted(cache.rglob("*"))
+    assert before
+    initial = config.model_copy(update={"arms": ("initial",)})
+    rerun(initial, tmp_path / "out", cache, SerialExecutor())
+    assert sorted(cache.rglob("*")) == before
+
+
+def test_the_federated_model_starts_another_run(
+    config: ExperimentConfig, cache: Path, finished: Path, tmp_path: Path
+) -> None:
+    model = finished / "fold-0" / "models" / "federated.safetensors"
+    later = config.model_copy(update={"arms": ("initial",), "init": model})
+    found = rerun(later, tmp_path / "out", cache, SerialExecutor())
+    federated = read_json(finished / "results.json")["summary"]["federated"]
+    assert found["summary"]["initial"]["mean_eer"] == federated["mean_eer"]
