@@ -13,10 +13,15 @@ from typing import IO, Any
 
 from fedspk.errors import FedspkError
 
+PARTIAL = ".partial"
+"""How the names of unfinished files end: what a power cut leaves of them can be deleted."""
+
 
 @contextmanager
-def atomic_write(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, mode: int = 0o644, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file that replaces `path` only when the block ends without an error.
+
+    With `durable` off, a power cut may leave a torn file: for content that is checked by hash.
 
     Raises:
         FedspkError: the folder cannot be written, or the disk is full; `path` is then untouched.
@@ -25,16 +30,20 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent
+        )
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.chmod(mode)
         temporary.replace(path)
         temporary = None
-        _sync_folder(path.parent)
+        if durable:
+            sync(path.parent)
     except OSError as error:
         raise _explained(error, path) from error
     finally:
@@ -72,8 +81,9 @@ def read_json(path: Path) -> Any:
         raise FedspkError(f"{path}: is not valid JSON ({error}).") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from fedspk.errors import FedspkError
+from fedspk.signals import end_cleanly_on_sigterm, workers_deaf_to_ctrl_c
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -39,7 +39,8 @@ def run_jobs(
         initializer=_prepare_worker,
     )
     try:
-        waiting = {pool.submit(function, job): job for job in jobs}
+        with workers_deaf_to_ctrl_c():
+            waiting = {pool.submit(function, job): job for job in jobs}
         for done in as_completed(waiting):
             yield waiting.pop(done), done.result()
     except BrokenProcessPool as error:
@@ -62,5 +63,5 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
+    end_cleanly_on_sigterm()
     torch.set_num_threads(1)

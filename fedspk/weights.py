@@ -7,8 +7,6 @@ tensor in row-major order. Its hash is SHA-256 over its little-endian float32 by
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -21,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedspk.errors import FedspkError
-from fedspk.files import write_bytes
+from fedspk.files import atomic_write, sync, write_bytes
 
 FloatVector: TypeAlias = npt.NDArray[np.float32]
 
@@ -111,7 +109,8 @@ def load_model(
 class WeightStore:
     """A folder of weight vectors by content hash, written once and mapped read-only by all workers.
 
-    Files are not synced to disk: a vector torn by a power cut fails its hash and is written again.
+    A vector torn by a power cut fails its hash and can be put again; `sync` the ones that cannot be
+    made again.
 
     Raises (all methods):
         FedspkError: a vector is missing or damaged, or cannot be written.
@@ -138,7 +137,8 @@ class WeightStore:
         digest = content_hash(vector)
         path = self.path(digest)
         if not self._holds(path, digest):
-            self._write(path, vector)
+            with atomic_write(path, durable=False) as file:
+                file.write(vector.data)
             self._verified.add(digest)
         return digest
 
@@ -155,6 +155,17 @@ class WeightStore:
             self._verified.add(digest)
         return vector
 
+    def sync(self, digests: Iterable[str]) -> None:
+        """Wait until these vectors are on the disk."""
+        paths = [self.path(digest) for digest in digests]
+        try:
+            for path in paths:
+                sync(path)
+            if paths:
+                sync(self.root)
+        except OSError as error:
+            raise FedspkError(f"{self.root}: cannot be written ({error.strerror}).") from error
+
     def remove(self, digest: str) -> None:
         """Delete the vector of this hash if it is there; maps already open stay valid."""
         self.path(digest).unlink(missing_ok=True)
@@ -168,19 +179,3 @@ class WeightStore:
         except FedspkError:
             return False
         return True
-
-    def _write(self, path: Path, vector: FloatVector) -> None:
-        temporary: Path | None = None
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=".writing-", dir=self.root)
-            temporary = Path(name)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(vector.data)
-            temporary.replace(path)
-            temporary = None
-        except OSError as error:
-            raise FedspkError(f"{path}: cannot be written ({error.strerror}).") from error
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)

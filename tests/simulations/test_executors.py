@@ -80,6 +80,14 @@ def test_closing_ends_workers_whose_results_nobody_waits_for():
     assert not _is_alive(busy)
 
 
+def test_a_worker_that_is_ended_takes_its_unfinished_file_with_it(tmp_path):
+    with ProcessExecutor(2) as executor:
+        given_up = executor.map(tasks.write_and_sleep, [f"{tmp_path}/quick", f"{tmp_path}/slow"])
+        next(given_up)
+        assert _eventually(lambda: len(list(tmp_path.glob(".slow.*.partial"))) == 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["quick"]
+
+
 def test_wrong_numbers_of_workers_and_wrong_addresses_are_refused():
     with pytest.raises(FedspkError, match="give 1 or more"):
         open_executor("inprocess", workers=0)

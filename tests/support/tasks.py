@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+from fedspk.files import atomic_write
+
 
 def square(number: int) -> int:
     if number < 0:
@@ -44,3 +46,10 @@ def report_and_sleep(path: str) -> None:
     temporary.write_text(str(os.getpid()))
     temporary.replace(path)
     time.sleep(120)
+
+
+def write_and_sleep(path: str) -> None:
+    with atomic_write(Path(path)) as file:
+        file.write(b"half")
+        file.flush()
+        time.sleep(60 if path.endswith("slow") else 0)
