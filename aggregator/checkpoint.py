@@ -25,8 +25,8 @@ class RoundRecord:
     """What one round did. Round 0 is the evaluation of the initial model.
 
     The bytes are what a fleet would transfer: the model to every device that does not hold it
-    yet, and one update from each device that answered. `steps` and `training_seconds` add up all
-    devices' training.
+    yet, and one update from each device that answered. `steps` add up all devices' training,
+    `training_seconds` their training and validation.
     """
 
     round: int

@@ -25,6 +25,7 @@ class Failure:
 
     node_id: int
     reason: str
+    is_silent: bool = False
 
 
 def ask(
@@ -52,8 +53,12 @@ def ask(
     replies: dict[int, Reply] = {}
     failures: list[Failure] = []
     for node in nodes:
+        reply = raw.pop(node, None)
+        if reply is None:
+            failures.append(Failure(node, "no reply in time", is_silent=True))
+            continue
         try:
-            replies[node] = reply_type.from_record(_record(raw.pop(node, None)))
+            replies[node] = reply_type.from_record(_record(reply))
         except FedspkError as error:
             failures.append(Failure(node, str(error)))
     return replies, failures
@@ -75,7 +80,9 @@ def _exchange(grid: Grid, messages: list[Message], timeout: float) -> dict[int, 
     while waiting:
         arrived = list(grid.pull_messages(list(waiting)))
         for reply in arrived:
-            replies[waiting.pop(reply.metadata.reply_to_message_id)] = reply
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:  # else nobody asked, or it has answered already
+                replies[node] = reply
         if not waiting or time.monotonic() > deadline:
             break
         pause = _SHORTEST_POLL_SECONDS if arrived else min(2 * pause, _LONGEST_POLL_SECONDS)
@@ -83,9 +90,7 @@ def _exchange(grid: Grid, messages: list[Message], timeout: float) -> dict[int, 
     return replies
 
 
-def _record(reply: Message | None) -> Mapping[str, object]:
-    if reply is None:
-        raise FedspkError("no reply in time")
+def _record(reply: Message) -> Mapping[str, object]:
     if reply.has_error():
         raise FedspkError(_one_line(reply.error.reason))
     record = reply.content.get(RECORD)

@@ -9,6 +9,7 @@ of workers, the order of replies or an interruption between rounds.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ OnRound = Callable[[RoundRecord], None]
 Reply = TypeVar("Reply", TrainReply, EvaluateReply)
 
 _NODE_POLL_SECONDS = 1.0
+_SILENT_ROUNDS = 10  # a node that did not say who it is is not asked again for so long
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class FederationResult:
     best_round: int
     last_model: str
     rounds: int
-    stopped_early: bool
     history: tuple[RoundRecord, ...]
 
     @property
@@ -65,11 +66,6 @@ class FederationResult:
     def bytes_up(self) -> int:
         """Bytes of updates that the devices sent in all."""
         return sum(record.bytes_up for record in self.history)
-
-    @property
-    def seconds(self) -> float:
-        """Wall seconds of all rounds."""
-        return sum(record.seconds for record in self.history)
 
 
 def run_federation(
@@ -99,11 +95,13 @@ def run_federation(
     federation = _Federation(grid, config, store)
     if state is None:
         state = federation.start(initial)
+        store.sync(state.vectors())
         save_checkpoint(checkpoint_dir, state, config)
         _tell(on_round, state)
     while state.round < config.rounds and not state.best.exhausted(config.patience):
         before = state
         state = federation.round(before)
+        store.sync(state.vectors() - before.vectors())
         save_checkpoint(checkpoint_dir, state, config)
         _forget(store, before.vectors() - state.vectors())
         _tell(on_round, state)
@@ -113,7 +111,6 @@ def run_federation(
         best_round=state.best.round if validated else state.round,
         last_model=state.model,
         rounds=state.round,
-        stopped_early=state.round < config.rounds,
         history=state.history,
     )
 
@@ -137,6 +134,7 @@ class _Federation:
         self._text = config.to_json()
         self._store = store
         self._devices: dict[str, int] = {}
+        self._silent_until: dict[int, int] = {}  # node: the round in which it is asked again
 
     def start(self, initial: str) -> FederationState:
         """Evaluate the initial model: round 0."""
@@ -166,7 +164,8 @@ class _Federation:
         """Average the updates and move the model; return the hashes of model and moments."""
         mean = WeightedMean(model.size)
         losses = []
-        files = {reply.update for reply in replies.values() if reply.update}
+        files = Counter(reply.update for reply in replies.values())  # equal updates share a file
+        kept = state.vectors()
         for device in sorted(replies):
             reply = replies.pop(device)
             try:
@@ -174,11 +173,14 @@ class _Federation:
             except FedspkError as error:
                 progress.failures.append(f"{device}: {error}")
                 continue
+            finally:
+                files[reply.update] -= 1
+                if reply.update and not files[reply.update] and reply.update not in kept:
+                    self._discard(reply.update)
             losses.append(reply.loss)
             progress.steps += reply.steps
             progress.training_seconds += reply.seconds
             progress.bytes_up += model.nbytes
-        _forget(self._store, files - state.vectors())
         require_replies(
             len(losses), progress.asked, self._config, progress.round, progress.failures
         )
@@ -199,6 +201,7 @@ class _Federation:
             require_replies(len(replies), len(devices), config, state.round, progress.failures)
             size = self._store.get(state.model).nbytes
             progress.count_down(set(devices) - set(state.holders), size)
+            progress.training_seconds += sum(replies[name].seconds for name in sorted(replies))
             losses = [replies[name].loss for name in sorted(replies) if replies[name].examples]
             progress.validation_loss = mean_loss(losses)
             best = state.best.after(state.round, progress.validation_loss)
@@ -212,10 +215,14 @@ class _Federation:
         return replace(state, history=(*state.history, progress.record()))
 
     def _present(self, progress: _Progress) -> list[str]:
-        """Return the names of the devices that are there now; asks new nodes who they are."""
+        """Return the names of the devices that are there now; asks new nodes who they are.
+
+        A silent node costs the whole timeout, so it is left alone for some rounds.
+        """
         nodes = self._nodes()
         self._devices = {name: node for name, node in self._devices.items() if node in nodes}
-        unknown = sorted(nodes - set(self._devices.values()))
+        quiet = {node for node, until in self._silent_until.items() if progress.round < until}
+        unknown = sorted(nodes - set(self._devices.values()) - quiet)
         replies, failures = ask(
             self._grid,
             "query.describe",
@@ -228,6 +235,9 @@ class _Federation:
         for node, reply in replies.items():
             if self._devices.setdefault(reply.device, node) != node:
                 raise FedspkError(f"Two nodes say that they are {reply.device}; give each its own.")
+        for each in failures:
+            if each.is_silent:
+                self._silent_until[each.node_id] = progress.round + _SILENT_ROUNDS
         reasons = [each.reason for each in failures]
         progress.failures += [reason for reason in reasons if reason not in progress.failures]
         require_replies(len(self._devices), len(nodes), self._config, progress.round, reasons)
@@ -240,6 +250,12 @@ class _Federation:
                 raise FedspkError("No device is connected; start the devices first.")
             time.sleep(_NODE_POLL_SECONDS)
         return nodes
+
+    def _discard(self, update: str) -> None:
+        try:
+            self._store.remove(update)
+        except FedspkError:  # not the name of a vector
+            return
 
     def _delta(self, reply: TrainReply) -> Float32Array:
         if reply.update:

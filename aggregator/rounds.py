@@ -69,10 +69,14 @@ class WeightedMean:
 
 
 def sample(devices: Sequence[str], config: RunConfig, round_number: int) -> list[str]:
-    """Return the devices of a round, by name: M of them, drawn by the run's seed and the round."""
+    """Return the devices of a round, by name: M of them, drawn by the run's seed and the round.
+
+    M is `clients_per_round` or, when that is 0, the fraction C of those there are, at least one
+    (McMahan et al. 2017, Algorithm 1).
+    """
     ordered = sorted(devices)
-    wanted = config.clients_per_round
-    if wanted == 0 or wanted >= len(ordered):
+    wanted = config.clients_per_round or max(1, round(config.client_fraction * len(ordered)))
+    if wanted >= len(ordered):
         return ordered
     generator = np.random.default_rng(derive(config.seed, "clients", round_number))
     chosen = generator.choice(len(ordered), size=wanted, replace=False)

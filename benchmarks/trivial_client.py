@@ -18,7 +18,7 @@ app = ClientApp()
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say who the device is."""
-    return _reply(message, DescribeReply(_name(context), 1).to_record())
+    return _reply(message, DescribeReply(_name(context)).to_record())
 
 
 @app.train()

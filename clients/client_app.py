@@ -7,20 +7,25 @@ devices: a folder whose device-*.json are dealt to the nodes by `partition-id`; 
 corpus: what `open_corpus` takes; every node draws its own speaker.
 store: the folder of models by content hash; without it the run's own below the user's cache.
 
+A failure is answered with its kind alone; what happened goes to the log `fedspk.device`.
+
 Heavy libraries are imported where a message needs them: a deployment starts a process a message.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import logging
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedspk.errors import FedspkError
 from fedspk.rounds import (
+    DEVICE_LOG,
     RECORD,
     DescribeReply,
     EvaluateReply,
@@ -29,6 +34,7 @@ from fedspk.rounds import (
     RunConfig,
     TrainReply,
     TrainRequest,
+    failure_reason,
 )
 from fedspk.run_folder import run_folder
 
@@ -36,19 +42,39 @@ if TYPE_CHECKING:
     from clients.dataset import DeviceDataset
     from fedspk.weights import WeightStore
 
+Handler: TypeAlias = Callable[[Message, Context], Message]
+
 app = ClientApp()
 
+_log = logging.getLogger(DEVICE_LOG)
 _DESCRIPTIONS = "device-[0-9]*[0-9].json"
+_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION, which is not public
+
+
+def _discreet(handler: Handler) -> Handler:
+    """Keep the text of exceptions at home."""
+
+    @wraps(handler)
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Exception as error:
+            text = str(error) if isinstance(error, FedspkError) else repr(error)
+            _log.error("%s", text, exc_info=not isinstance(error, FedspkError))
+            return Message(Error(_RAISED, failure_reason(error)), reply_to=message)
+
+    return answer
 
 
 @app.query("describe")
+@_discreet
 def describe(message: Message, context: Context) -> Message:
-    """Say who the device is and how much it has to train on."""
-    dataset = _dataset(context)
-    return _reply(message, DescribeReply(dataset.device, len(dataset.owner_train)).to_record())
+    """Say who the device is."""
+    return _reply(message, DescribeReply(_dataset(context).device).to_record())
 
 
 @app.train()
+@_discreet
 def train(message: Message, context: Context) -> Message:
     """Train one round and return the delta and its weight."""
     from clients.local import local_update
@@ -77,6 +103,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@_discreet
 def evaluate(message: Message, context: Context) -> Message:
     """Return the validation loss of a model; round 0 is the first word of a run."""
     import time
@@ -92,7 +119,8 @@ def evaluate(message: Message, context: Context) -> Message:
     vector = _store(context).get(request.model)
     loss, examples = validation_loss(dataset, vector, config, round_number=request.round)
     seconds = time.perf_counter() - started
-    return _reply(message, EvaluateReply(dataset.device, loss, examples, seconds).to_record())
+    reply = EvaluateReply(dataset.device, loss if examples else 0.0, examples, seconds)
+    return _reply(message, reply.to_record())
 
 
 def _content(message: Message) -> dict[str, object]:

@@ -22,6 +22,9 @@ RecordValue = bool | int | float | str | bytes
 RECORD = "fedspk"
 """The name of the one record in every message."""
 
+DEVICE_LOG = "fedspk.device"
+"""The log of what went wrong on a device."""
+
 HeadKind = Literal["binary", "softmax", "am", "aam"]
 HeadSharing = Literal["local", "shared"]
 ImpostorKind = Literal["speech", "gan", "none"]
@@ -45,7 +48,7 @@ class RunConfig(BaseModel):
     local_epochs: passes over the owner's utterances a round, used when `local_steps` is 0.
     decay: the learning rate falls to the final one within every "round", or over the "run".
     final_server_learning_rate: when given, the server's rate falls to it over the run.
-    clients_per_round: devices drawn for a round; 0 takes all.
+    clients_per_round: devices drawn for a round; 0 draws `client_fraction` of those there are.
     minimum_reply_fraction: fewer usable replies than this share of those asked end the run.
     server_momentum, server_beta2, server_epsilon: of FedAvgM (the first) and FedAdam.
     evaluate_every: rounds between validations (the last round has one); 0 never validates.
@@ -90,6 +93,7 @@ class RunConfig(BaseModel):
 
     rounds: int = Field(default=1, ge=0)
     clients_per_round: int = Field(default=0, ge=0)
+    client_fraction: float = Field(default=1.0, gt=0, le=1)
     minimum_reply_fraction: float = Field(default=0.5, gt=0, le=1)
     round_timeout_seconds: float = Field(default=3600.0, gt=0)
     optimiser: OptimiserKind = "fedavg"
@@ -143,6 +147,14 @@ def _first_fault(error: ValidationError) -> str:
     return f"{field}: {fault['msg']}"
 
 
+def failure_reason(error: Exception) -> str:
+    """Return what a device says of a failure: its kind alone.
+
+    The text of an exception may name files and people; it stays in the device's log.
+    """
+    return f"the device failed ({type(error).__name__}); its own log says why"
+
+
 @dataclass(frozen=True)
 class _Record:
     """A message that is a flat record."""
@@ -156,7 +168,7 @@ class _Record:
         """Read a record.
 
         Raises:
-            FedspkError: a field is missing or has the wrong type.
+            FedspkError: a field is missing, has the wrong type or is not a sensible number.
         """
         values: dict[str, Any] = {}
         for field in fields(cls):
@@ -169,19 +181,23 @@ class _Record:
                     f"{cls.__name__}: field {field.name!r} is missing or is not "
                     f"{wanted.__name__}; aggregator and device must run the same fedspk."
                 )
+            if isinstance(value, int | float) and not abs(value) < _LARGEST:
+                raise FedspkError(f"{cls.__name__}: field {field.name!r} is {value:g}.")
             values[field.name] = value
         return cls(**values)
 
+
+_LARGEST = 1e15
+"""No count, loss or duration reaches this; a number beyond it, or NaN, would spoil every sum."""
 
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bytes": bytes}
 
 
 @dataclass(frozen=True)
 class DescribeReply(_Record):
-    """Who a node is: the device's name, stable over runs, and its count of training examples."""
+    """Who a node is: the device's name, stable over runs."""
 
     device: str
-    examples: int
 
 
 @dataclass(frozen=True)

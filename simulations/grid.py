@@ -9,16 +9,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedspk.errors import FedspkError
+from fedspk.rounds import DEVICE_LOG, failure_reason
 from simulations.executors import Executor
 from simulations.flower_private import (
     CLIENT_APP_RAISED,
@@ -36,8 +39,9 @@ class LocalGrid(Grid):
     """Nodes that exist only as a configuration and a state; their messages run on an executor.
 
     Replies come in the order of the messages, whatever the executor. An exception in the
-    ClientApp, or a worker that dies, gives an error reply, as with Flower's own engine. The
-    process that makes a grid is the ServerApp's: one run at a time.
+    ClientApp, or a worker that dies, gives an error reply. As on a real device the reply names the
+    kind of failure only; `explained` tells the person at the terminal the rest. The process that
+    makes a grid is the ServerApp's: one run at a time.
 
     Args:
         client_app: `module:attribute` of the ClientApp, loaded where the task runs.
@@ -68,6 +72,7 @@ class LocalGrid(Grid):
         self._run_config = dict(run_config or {})
         self._messages_sent = 0
         self._replies: dict[str, Message] = {}
+        self._log: list[str] = []
         self._contexts = {
             SERVER_NODE_ID + 1 + index: Context(
                 run_id=run_id,
@@ -88,7 +93,18 @@ class LocalGrid(Grid):
             state=RecordDict(),
             run_config=dict(self._run_config),
         )
-        app(self, context)
+        with self.explained():
+            app(self, context)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Add to a `FedspkError` of the block what the devices' logs say of the last messages."""
+        try:
+            yield
+        except FedspkError as error:
+            if self._log:
+                raise FedspkError(f"{error} On a device: {self._log[0]}") from error
+            raise
 
     def set_run(self, run: Run) -> None:
         """Replace the run that messages belong to."""
@@ -127,6 +143,7 @@ class LocalGrid(Grid):
             set_message_id(message, f"message-{self._messages_sent}")
         tasks = [(self._client_app, message, self._context(message)) for message in sent]
         outcomes = self._executor.attempt(_handle, tasks)
+        self._log.clear()
         for message, outcome in zip(sent, outcomes, strict=True):
             self._take(message, outcome)
         return [message.metadata.message_id for message in sent]
@@ -148,21 +165,50 @@ class LocalGrid(Grid):
             raise FedspkError(f"There is no node {node_id}; get_node_ids() names those there are.")
         return self._contexts[node_id]
 
-    def _take(self, message: Message, outcome: tuple[Message, RecordDict] | Exception) -> None:
+    def _take(self, message: Message, outcome: _Outcome | Exception) -> None:
         if isinstance(outcome, Exception):
-            reason = str(outcome) or type(outcome).__name__
-            reply = Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
+            self._log.append(str(outcome) or type(outcome).__name__)
+            reply = Message(Error(CLIENT_APP_RAISED, failure_reason(outcome)), reply_to=message)
         else:
-            reply, self._contexts[message.metadata.dst_node_id].state = outcome
+            reply, self._contexts[message.metadata.dst_node_id].state, log = outcome
+            self._log += log
         message_id = message.metadata.message_id
         set_message_id(reply, f"reply-to-{message_id}")
         self._replies[message_id] = reply
 
 
-def _handle(task: tuple[str, Message, Context]) -> tuple[Message, RecordDict]:
+_Outcome: TypeAlias = tuple[Message, RecordDict, list[str]]
+
+
+def _handle(task: tuple[str, Message, Context]) -> _Outcome:
+    """Return the reply, the node's state and what the node wrote into its log."""
     client_app, message, context = task
-    reply = _load(client_app)(message, context)
-    return reply, context.state
+    with _device_log() as lines:
+        reply = _load(client_app)(message, context)
+    return reply, context.state, lines
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def _device_log() -> Iterator[list[str]]:
+    """Collect what devices log in the block, instead of showing it."""
+    handler = _Lines()
+    log = logging.getLogger(DEVICE_LOG)
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield handler.lines
+    finally:
+        log.propagate = True
+        log.removeHandler(handler)
 
 
 @cache

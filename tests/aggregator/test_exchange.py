@@ -60,6 +60,22 @@ def test_a_dead_node_s_error_is_counted_for_the_node_that_was_asked():
     assert [(each.node_id, each.reason) for each in failures] == [(2, "node unavailable")]
 
 
+class _EchoingGrid(LocalGrid):
+    """Every reply comes twice, and with a stranger's."""
+
+    def pull_messages(self, message_ids):
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            stranger = Message(Error(6, "who?"), reply_to=reply)
+            stranger.metadata.__dict__["_reply_to_message_id"] = "message-99"
+            yield from (reply, stranger, reply)
+
+
+def test_replies_that_nobody_asked_for_are_ignored():
+    replies, failures = _describe(_EchoingGrid("toy_client:app", [{}] * 2, SerialExecutor()))
+    assert (sorted(replies), failures) == ([2, 3], [])
+
+
 def test_a_reply_without_our_record_is_a_failure():
     replies, failures = _describe(_SilentRecordGrid("toy_client:app", [{}], SerialExecutor()))
     assert not replies

@@ -76,6 +76,13 @@ def test_all_devices_take_part_when_that_is_asked(wanted):
     assert sample(_NAMES, RunConfig().changed(clients_per_round=wanted), 1) == _NAMES
 
 
+@pytest.mark.parametrize(("fraction", "expected"), [(0.3, 3), (0.01, 1), (1.0, 10)])
+def test_a_fraction_of_the_devices_takes_part_and_at_least_one(fraction, expected):
+    config = RunConfig().changed(client_fraction=fraction)
+    assert len(sample(_NAMES, config, 1)) == expected
+    assert len(sample(_NAMES, config.changed(clients_per_round=4), 1)) == 4
+
+
 def test_too_few_replies_are_one_sentence_with_the_first_reason():
     config = RunConfig().changed(minimum_reply_fraction=0.5)
     require_replies(3, 5, config, 2, ["lost"])

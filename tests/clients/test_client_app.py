@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 from tiny_federation import tiny_config, tiny_fleet, tiny_store
 
 from aggregator.federation import run_federation
@@ -100,19 +100,45 @@ def _models(folder, store):
     return [(0, store.get(state["initial"])), (state["round"], store.get(state["model"]))]
 
 
-def test_a_device_s_error_reaches_the_aggregator_as_one_sentence(tmp_path):
-    config = tiny_config()
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_says_its_kind_to_the_aggregator_and_the_rest_at_home(tmp_path, workers, capfd):
+    config = tiny_config(rounds=1, minimum_reply_fraction=0.3)
     store, initial = tiny_store(tmp_path / "store", config)
     (path,) = tiny_fleet(tmp_path / "fleet", 1)
-    nodes = [{"device": str(path)}, {"device": str(tmp_path / "gone.json")}, {}]
-    grid = LocalGrid(
-        "clients.client_app:app",
-        nodes,
-        SerialExecutor(),
-        run_config={"store": str(tmp_path / "store")},
-    )
-    with pytest.raises(FedspkError, match=r"1 of 3 .*gone\.json: there is no such"):
-        run_federation(grid, config, store, tmp_path / "run", initial=initial)
+    broken = tmp_path / "speaker Anna.json"
+    broken.write_text('{"format": 1, "speaker": "Anna"}')
+    nodes = [{"device": str(path)}, {"device": str(broken)}, {}]
+    with open_executor("inprocess", workers=workers) as executor:
+        grid = _RecordingGrid(
+            "clients.client_app:app",
+            nodes,
+            executor,
+            run_config={"store": str(tmp_path / "store")},
+        )
+        result = run_federation(grid, config, store, tmp_path / "run", initial=initial)
+        with pytest.raises(FedspkError, match=r"1 of 3 .*FedspkError") as error:
+            strict = config.changed(minimum_reply_fraction=1.0)
+            run_federation(grid, strict, store, tmp_path / "strict", initial=initial)
+        at_home = pytest.raises(FedspkError, match=r"1 of 3 .*speaker Anna\.json: fields are miss")
+        with at_home, grid.explained():
+            run_federation(grid, strict, store, tmp_path / "strict", initial=initial)
+    assert result.history[1].answered == 1
+    checkpoint = (tmp_path / "run" / "checkpoint.json").read_bytes()
+    for word in (b"Anna", str(tmp_path).encode()):
+        assert word not in grid.sent
+        assert word not in checkpoint
+        assert word not in str(error.value).encode()
+    assert "Anna" not in capfd.readouterr().err
+
+
+def test_an_error_is_written_to_the_device_s_own_log(tmp_path, caplog):
+    from clients.client_app import app
+
+    (message,) = _describe(LocalGrid("clients.client_app:app", [{}], SerialExecutor()))
+    node = {"device": str(tmp_path / "speaker Anna.json")}
+    reply = app(message, Context(1, 2, node, RecordDict(), {}))
+    assert reply.error.reason == "the device failed (FedspkError); its own log says why"
+    assert "speaker Anna.json: there is no such" in caplog.text
 
 
 def test_devices_of_a_folder_are_dealt_by_partition(tmp_path):
@@ -125,12 +151,11 @@ def test_devices_of_a_folder_are_dealt_by_partition(tmp_path):
     )
     replies = list(grid.send_and_receive(_describe(grid)))
     assert [r.content["fedspk"]["device"] for r in replies[:2]] == ["device-0000", "device-0001"]
-    assert "use fewer nodes" in replies[2].error.reason
+    with pytest.raises(FedspkError, match="use fewer nodes"), grid.explained():
+        raise FedspkError("A node failed.")
 
 
 def _describe(grid):
-    from flwr.app import RecordDict
-
     return [Message(RecordDict(), node, "query.describe") for node in grid.get_node_ids()]
 
 

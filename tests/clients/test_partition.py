@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from flwr.app import Message, RecordDict
 
@@ -55,5 +57,7 @@ def test_a_node_without_any_configured_data_draws_them_from_the_corpus(cache):
 def test_a_node_without_data_or_corpus_says_what_to_set():
     grid = LocalGrid("clients.client_app:app", [{}], SerialExecutor())
     message = Message(RecordDict(), next(iter(grid.get_node_ids())), "query.describe")
-    (reply,) = grid.send_and_receive([message])
-    assert "set device (a file), devices (a folder) or corpus" in reply.error.reason
+    grid.send_and_receive([message])
+    words = re.escape("set device (a file), devices (a folder) or corpus")
+    with pytest.raises(FedspkError, match=words), grid.explained():
+        raise FedspkError("Nobody answered.")

@@ -15,7 +15,7 @@ from fedspk.rounds import (
 )
 
 _MESSAGES = [
-    DescribeReply("device-0001", 12),
+    DescribeReply("device-0001"),
     TrainRequest("ab" * 32, 3, 2, RunConfig().to_json()),
     TrainReply("device-0001", 12.0, 0.5, 8, 1.5, "cd" * 32, b""),
     TrainReply("device-0001", 12.0, 0.5, 8, 1.5, "", b"\x00\x01"),
@@ -39,8 +39,15 @@ def test_a_field_of_the_wrong_type_is_named(change):
 
 
 def test_a_missing_field_is_named():
-    with pytest.raises(FedspkError, match="field 'examples'"):
-        DescribeReply.from_record({"device": "device-0001"})
+    with pytest.raises(FedspkError, match="field 'device'"):
+        DescribeReply.from_record({"name": "device-0001"})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e300])
+@pytest.mark.parametrize("name", ["weight", "loss", "seconds"])
+def test_a_number_that_would_spoil_a_sum_is_refused(name, number):
+    with pytest.raises(FedspkError, match=f"field '{name}' is"):
+        TrainReply.from_record({**_MESSAGES[2].to_record(), name: number})
 
 
 def test_whole_numbers_are_taken_for_floats():

@@ -35,7 +35,7 @@ def test_an_exception_in_the_client_is_an_error_reply(workers):
         grid = LocalGrid(_APP, [{"fault": "mute"}, {}], executor)
         bad, good = _ask(grid, "query.describe", list(grid.get_node_ids()))
     assert bad.has_error()
-    assert bad.error.reason == "no voice"
+    assert bad.error.reason == "the device failed (ValueError); its own log says why"
     assert bad.metadata.reply_to_message_id
     assert good.has_content()
 
@@ -74,7 +74,9 @@ def test_a_server_app_runs_to_its_end():
 def test_a_wrong_client_app_is_named(app, sentence):
     grid = LocalGrid(app, [{}], SerialExecutor())
     (reply,) = _ask(grid, "query.describe", list(grid.get_node_ids()))
-    assert sentence in reply.error.reason
+    assert reply.error.reason == "the device failed (FedspkError); its own log says why"
+    with pytest.raises(FedspkError, match=sentence), grid.explained():
+        raise FedspkError("Nobody answered.")
 
 
 def test_no_nodes_and_unknown_nodes_are_refused():

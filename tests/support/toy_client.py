@@ -1,7 +1,7 @@
 """A ClientApp without a network: device k pulls the model towards the number k.
 
-Node configuration: `fault` = "raise", "nan", "short", "cut", "gone" or "mute", in `fault_round` or
-always; `still` for a delta of zero.
+Node configuration: `fault` = "raise", "nan", "short", "cut", "gone", "mute", "endless" or
+"nameless", in `fault_round` or always; `still` for a delta of zero.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fedspk.rounds import (
 from fedspk.weights import WeightStore
 
 SIZE = 5
+_ODD_UPDATES = {"gone": "0" * 64, "nameless": "../update"}
 app = ClientApp()
 
 
@@ -30,7 +31,7 @@ app = ClientApp()
 def describe(message: Message, context: Context) -> Message:
     if context.node_config.get("fault") == "mute":
         raise ValueError("no voice")
-    return _reply(message, DescribeReply(_name(context), 1).to_record())
+    return _reply(message, DescribeReply(_name(context)).to_record())
 
 
 @app.train()
@@ -50,14 +51,14 @@ def train(message: Message, context: Context) -> Message:
         delta = delta[1:]
     if context.node_config.get("still"):
         delta[:] = 0
-    in_file = fault not in ("cut", "gone")
+    in_file = fault not in ("cut", *_ODD_UPDATES)
     reply = TrainReply(
         device=_name(context),
         weight=float(_index(context) + 1),
         loss=1.0 / request.round,
         steps=1,
-        seconds=0.0,
-        update=_store(context).put(delta) if in_file else "0" * 64 if fault == "gone" else "",
+        seconds=float("inf") if fault == "endless" else 0.25,
+        update=_store(context).put(delta) if in_file else _ODD_UPDATES.get(fault, ""),
         delta=b"odd" if fault == "cut" else b"",
     )
     return _reply(message, reply.to_record())
@@ -68,7 +69,7 @@ def evaluate(message: Message, context: Context) -> Message:
     request = EvaluateRequest.from_record(message.content[RECORD])
     model = _store(context).get(request.model)
     loss = float(np.mean((model.astype(np.float64) - _index(context)) ** 2))
-    return _reply(message, EvaluateReply(_name(context), loss, 1, 0.0).to_record())
+    return _reply(message, EvaluateReply(_name(context), loss, 1, 0.5).to_record())
 
 
 @app.query("rounds")
