@@ -10,11 +10,20 @@ from pathlib import Path
 
 from clients.dataset import DeviceDataset, Variants
 from fedspk.cache import FeatureCache, FeatureRequest
-from fedspk.corpora import Utterance, examine, open_corpus, require_speakers, split_utterances
+from fedspk.corpora import (
+    Corpus,
+    Utterance,
+    examine,
+    open_corpus,
+    require_speakers,
+    split_utterances,
+)
+from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.run_folder import PUBLIC_SPEAKERS
 
 _FEWEST_UTTERANCES = 4
+_FEWEST_USABLE = 2  # of those, after listening: one to train on, one to validate
 _MOST_PUBLIC_UTTERANCES = 10
 
 
@@ -29,7 +38,8 @@ def partition_dataset(
         folder: the run's folder of device descriptions.
 
     Raises:
-        FedspkError: the corpus has fewer speakers than nodes and impostors.
+        FedspkError: the corpus has fewer speakers than nodes and impostors, or the node's speaker
+            or all impostors have no usable sound.
     """
     path = folder / f"device-{partition:04d}.json"
     if not path.exists():
@@ -44,10 +54,18 @@ def _draw(location: str, partition: int, partitions: int, path: Path) -> DeviceD
     owner, public = names[partition], names[-PUBLIC_SPEAKERS:]
     cache = FeatureCache()
     corpus = examine(corpus.only([owner, *public]), cache)
-    train, validation = split_utterances(corpus.speakers[owner], seed=0)
+    usable = {name: each for name, each in corpus.speakers.items() if len(each) >= _FEWEST_USABLE}
+    known_voices = [(label, name) for label, name in enumerate(public) if name in usable]
+    if owner not in usable or not known_voices:
+        whose = owner if owner not in usable else "the public speakers"
+        raise FedspkError(
+            f"{location}: too few files of {whose} can be used ({_reasons(corpus)}); repair or "
+            "remove them."
+        )
+    train, validation = split_utterances(usable[owner], seed=0)
     impostors, unheard = [], []
-    for label, name in enumerate(public):
-        few = corpus.speakers[name][:_MOST_PUBLIC_UTTERANCES]
+    for label, name in known_voices:
+        few = usable[name][:_MOST_PUBLIC_UTTERANCES]
         known, held_out = split_utterances(few, seed=0)
         impostors += [(label, utterance) for utterance in known]
         unheard += [(label, utterance) for utterance in held_out]
@@ -69,6 +87,10 @@ def _draw(location: str, partition: int, partitions: int, path: Path) -> DeviceD
         validation_impostors=_variants(_second(unheard), rows),
         validation_impostor_labels=tuple(label for label, _ in unheard),
     )
+
+
+def _reasons(corpus: Corpus) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in corpus.skip_reasons.items())
 
 
 def _second(pairs: Sequence[tuple[int, Utterance]]) -> list[Utterance]:

@@ -131,13 +131,6 @@ class FeatureCache:
         index = self._index(folder)
         return [Sound(index[stamp].pack, *index[stamp].entry) for stamp in stamps]
 
-    def audio(self, corpus: Corpus, utterance: Utterance) -> FloatArray:
-        """Return one utterance's decoded sound: (samples,) float32 at 16 kHz; raises AudioError."""
-        (sound,) = self.sounds(corpus.source, [utterance])
-        if sound.fault:
-            return corpus.load(utterance)  # raises the full story
-        return _read(sound, corpus.source, utterance)
-
     def features(
         self,
         corpus: Corpus,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedspk.audio import load_audio, trim_silence
+from fedspk.audio import FloatArray, load_audio, trim_silence
 from fedspk.engine import SpeechEngine
 from fedspk.errors import FedspkError
 from fedspk.metrics import bootstrap_eer, det_curve, equal_error_rate, min_dcf
@@ -66,13 +66,19 @@ def score_trials(
     names = sorted({name for trial in trials for name in (trial.enrolment, trial.test)})
     embeddings = {}
     for name in progress(names, description="embedding", unit="utterance"):
-        path = root / name
-        if not path.is_file():
-            raise FedspkError(f"{path}: the trial list names it, but there is no such file.")
-        embeddings[name] = engine.embed(trim_silence(load_audio(path)))
+        embeddings[name] = engine.embed(_speech(root / name))
     scores: dict[bool, list[float]] = {True: [], False: []}
     for trial in trials:
         profile = make_profile(embeddings[trial.enrolment].reshape(1, -1))
         test = embeddings[trial.test].reshape(1, -1)
         scores[trial.is_target].append(float(cosine_scores(profile, test).item()))
     return np.array(scores[True]), np.array(scores[False])
+
+
+def _speech(path: Path) -> FloatArray:
+    if not path.is_file():
+        raise FedspkError(f"{path}: the trial list names it, but there is no such file.")
+    speech = trim_silence(load_audio(path))
+    if not speech.size:
+        raise FedspkError(f"{path}: holds no speech; leave its trials out of the list.")
+    return speech

@@ -7,8 +7,8 @@ only whether the label is the owner's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from fedspk.encoders import Encoder, build_encoder
 from fedspk.errors import FedspkError
 from fedspk.losses import AAMSoftmax, AMSoftmax, BinaryHead, ClassWeights, Head, SoftmaxHead
+from fedspk.rounds import HeadKind, HeadSharing
 from fedspk.seeds import derive
 
-HeadKind = Literal["binary", "softmax", "am", "aam"]
-HeadSharing = Literal["local", "shared"]
+__all__ = ["HeadConfig", "HeadKind", "SpeakerModel", "build_model"]
 
 _LOCAL_PARAMETERS = ("head.classes.device", "head.weight", "head.bias")
 _BATCHNORM_STATISTICS = ("running_mean", "running_var")
@@ -60,10 +60,6 @@ class HeadConfig:
         """The owner's class label."""
         return self.public + self.owner
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return asdict(self)
-
 
 class SpeakerModel(nn.Module):
     """An encoder and a head; calling it gives the embedding (B, D) float32.
@@ -99,12 +95,8 @@ class SpeakerModel(nn.Module):
         loss: Tensor = self.head(embedding, labels)
         return loss
 
-    def owner_scores(self, features: Tensor) -> Tensor:
-        """Return the classifier's score for the owner (B,) float32, higher for the owner."""
-        return self.owner_scores_of_embedding(self.encoder(features))
-
     def owner_scores_of_embedding(self, embedding: Tensor) -> Tensor:
-        """Return the owner's score (B,) float32 of embeddings (B, D).
+        """Return the classifier's score for the owner (B,) float32 of embeddings (B, D).
 
         Binary: the logit. Classes: the log odds log p / (1 - p) of the owner's posterior, that is
         the owner's logit less the log-sum-exp of all others (the bare logit if there are none).

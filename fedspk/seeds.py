@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import torch
 
 
 def derive(*parts: int | str) -> int:
@@ -22,8 +21,3 @@ def derive(*parts: int | str) -> int:
 def numpy_generator(*parts: int | str) -> np.random.Generator:
     """Return a NumPy generator seeded by `derive(*parts)`."""
     return np.random.default_rng(derive(*parts))
-
-
-def torch_generator(*parts: int | str) -> torch.Generator:
-    """Return a CPU torch generator seeded by `derive(*parts)`."""
-    return torch.Generator().manual_seed(derive(*parts))

@@ -23,7 +23,10 @@ the other, so a model is never tested on a channel it has trained on:
 Only the range of the noise level is shared; the noises themselves are not. Room and microphone act
 as one filter, the noise is added behind it, then come gain and codec.
 
-    >>> heard = apply_session(audio, SessionSpec("test", derive(seed, utterance.id)))
+    >>> audio = np.sin(0.1 * np.arange(16_000)).astype(np.float32)
+    >>> heard = apply_session(audio, SessionSpec("test", seed=1))
+    >>> heard.shape == audio.shape
+    True
 """
 
 from __future__ import annotations

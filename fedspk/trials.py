@@ -6,6 +6,9 @@ Accepted lines, fields separated by blanks, tabs or commas; a header line is all
     label enrolment test [score]      1 a.wav b.wav 0.83          (VoxCeleb)
     enrolment test [score] label      a.wav b.wav 0.83 nontarget  (Kaldi, NIST)
     enrolment test label score        a.wav b.wav target 0.83
+
+A label that is a digit stands in the column that holds 0 or 1 in most lines of the file, the first
+column before the others.
 """
 
 from __future__ import annotations
@@ -42,8 +45,7 @@ def read_scores(path: Path) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.flo
             the two kinds of trial is missing.
     """
     scores: dict[bool, list[float]] = {True: [], False: []}
-    for number, fields in _lines(path):
-        position = _label_position(fields, of_scores=True)
+    for number, fields, position in _labelled(path, places=(0, 2, 3)):
         rest = [field for i, field in enumerate(fields) if i != position]
         score = _number(rest[-1]) if position is not None and len(rest) in (1, 3) else None
         if position is None or score is None:
@@ -64,8 +66,7 @@ def read_trials(path: Path) -> list[Trial]:
             the two kinds of trial is missing.
     """
     trials = []
-    for number, fields in _lines(path):
-        position = _label_position(fields, of_scores=False)
+    for number, fields, position in _labelled(path, places=(0, 2)):
         if position is None or len(fields) != 3:
             raise FedspkError(
                 f"{path}, line {number}: expected `label enrolment test`, for example "
@@ -90,14 +91,41 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, fields
 
 
-def _label_position(fields: Sequence[str], of_scores: bool) -> int | None:
-    """Return where the label stands: a word anywhere, else a digit where the forms allow one."""
-    lowered = [field.lower() for field in fields]
-    words = [i for i, f in enumerate(lowered) if f in _TARGET | _NONTARGET and not f.isdigit()]
-    if words:
-        return words[0] if len(words) == 1 else None
-    places = (0, 2, 3) if of_scores else (0, 2)
-    return next((i for i in places if i < len(fields) and lowered[i] in ("0", "1")), None)
+def _labelled(path: Path, places: Sequence[int]) -> Iterator[tuple[int, list[str], int | None]]:
+    """Yield number and fields of every line and where its label stands: a word, else a digit."""
+    lines = list(_lines(path))
+    columns = _digit_columns(path, [fields for _, fields in lines], places)
+    for number, fields in lines:
+        words = [i for i, field in enumerate(fields) if _is_word(field)]
+        if words:
+            yield number, fields, words[0] if len(words) == 1 else None
+        else:
+            column = columns[len(fields)]
+            yield number, fields, column if fields[column] in ("0", "1") else None
+
+
+def _digit_columns(
+    path: Path, lines: Sequence[Sequence[str]], places: Sequence[int]
+) -> dict[int, int]:
+    """Return, for each length of a line, the column of its labels."""
+    counts: dict[int, dict[int, int]] = {}
+    for fields in lines:
+        count = counts.setdefault(len(fields), {i: 0 for i in places if i < len(fields)})
+        for i in count:
+            count[i] += fields[i] in ("0", "1")
+    columns = {length: max(count, key=lambda i: count[i]) for length, count in counts.items()}
+    for length, column in columns.items():
+        rivals = [i for i in counts[length] if i > column > 0]
+        if any(counts[length][i] == counts[length][column] > 0 for i in rivals):
+            raise FedspkError(
+                f"{path}: columns {column + 1} and {rivals[0] + 1} both hold only 0 and 1, so "
+                "labels cannot be told from scores; write the labels as target and nontarget."
+            )
+    return columns
+
+
+def _is_word(field: str) -> bool:
+    return field.lower() in _TARGET | _NONTARGET and not field.isdigit()
 
 
 def _number(text: str) -> float | None:

@@ -62,5 +62,5 @@ def test_flower_apps_import_nothing_heavy_at_module_level(module):
     names = {node.module for node in top if isinstance(node, ast.ImportFrom)}
     light = {"errors", "rounds", "run_folder"}
     flower = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
-    standard = {"__future__", "pathlib", "typing", "functools"}
+    standard = {"__future__", "collections.abc", "functools", "pathlib", "typing"}
     assert names <= standard | flower | {f"fedspk.{name}" for name in light}

@@ -44,7 +44,7 @@ def collect(
         for path, reason in _walk(folder):
             relative = path.relative_to(folder)
             if reason:
-                skipped.append(Skipped(f"{speaker}/{relative.as_posix()}", reason))
+                skipped.append(Skipped(_printable(f"{speaker}/{relative.as_posix()}"), reason))
                 continue
             name = f"{speaker}/{relative.with_suffix('').as_posix()}"
             if name in utterances:  # the same name with two endings
@@ -60,13 +60,22 @@ def subfolders(location: Path) -> list[Path]:
         FedspkError: `location` is missing, is not a folder or cannot be read.
     """
     try:
-        found = [path for path in location.iterdir() if path.is_dir() and path.name[0] != "."]
+        with os.scandir(location) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_dir() and e.name[0] != ".")
     except OSError as error:
         raise FedspkError(
             f"{location}: cannot be read as a corpus ({error.strerror}); give a folder that holds "
             'one folder per speaker, or "synthetic".'
         ) from error
-    return sorted(found)
+
+
+def is_readable(folder: Path) -> bool:
+    """Say whether the folder's files can be listed."""
+    try:
+        os.scandir(folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -89,6 +98,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _reason_to_skip(path: Path) -> str:
+    if _printable(str(path)) != str(path):
+        return "name is not UTF-8"
     if path.name.startswith("."):
         return "hidden file"
     if not _SOUND_ENDINGS.fullmatch(path.suffix):
@@ -97,6 +108,11 @@ def _reason_to_skip(path: Path) -> str:
         return "empty file" if path.stat().st_size == 0 else ""
     except OSError:
         return "unreadable"
+
+
+def _printable(name: str) -> str:
+    """Return a name with question marks for the bytes that are not UTF-8."""
+    return name.encode(errors="replace").decode()
 
 
 def _nothing_there(location: Path, skipped: tuple[Skipped, ...]) -> str:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from fedspk.corpora.base import Corpus, Skipped
-from fedspk.corpora.folder import collect, subfolders
+from fedspk.corpora.folder import collect, is_readable, subfolders
 
 _NUMBER = re.compile(r"\d+")
 _TRANSCRIPT = ".trans.txt"
@@ -20,19 +20,22 @@ def open_librispeech(location: Path) -> Corpus | None:
     below = [folder for folder in subfolders(location) if not _NUMBER.fullmatch(folder.name)]
     speakers = [
         (folder.name, folder)
-        for part in [location, *below]
+        for part in [location, *filter(is_readable, below)]
         for folder in subfolders(part)
         if _is_speaker(folder)
     ]
     if not speakers:
         return None
-    utterances, skipped = collect(speakers, _chapter)
+    closed = [(folder.name, folder) for folder in below if not is_readable(folder)]
+    utterances, skipped = collect(speakers + closed, _chapter)
     noted = tuple(each for each in skipped if not _belongs(each))
     return Corpus(location.absolute().name, utterances, noted) if utterances else None
 
 
 def _is_speaker(folder: Path) -> bool:
-    return _NUMBER.fullmatch(folder.name) is not None and any(
+    if not _NUMBER.fullmatch(folder.name):
+        return False
+    return not is_readable(folder) or any(
         next(chapter.glob(f"{folder.name}-{chapter.name}-*.*"), None) is not None
         for chapter in subfolders(folder)
         if _NUMBER.fullmatch(chapter.name)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from fedspk.corpora.base import Corpus
-from fedspk.corpora.folder import collect, subfolders
+from fedspk.corpora.folder import collect, is_readable, subfolders
 
 _SPEAKER = re.compile(r"id\d{5}")
 
@@ -17,7 +17,8 @@ _SPEAKER = re.compile(r"id\d{5}")
 def open_voxceleb(location: Path) -> Corpus | None:
     """Read VoxCeleb at `location`, at its `wav` or at its parts' `wav`; None if it is not there."""
     below = [folder for folder in subfolders(location) if not _SPEAKER.fullmatch(folder.name)]
-    parts = [location, *below, *(part / "wav" for part in below if (part / "wav").is_dir())]
+    inner = [part / "wav" for part in filter(is_readable, below) if (part / "wav").is_dir()]
+    parts = [location, *filter(is_readable, [*below, *inner])]
     speakers = [
         (folder.name, folder)
         for part in parts
@@ -26,7 +27,8 @@ def open_voxceleb(location: Path) -> Corpus | None:
     ]
     if not speakers:
         return None
-    utterances, skipped = collect(speakers, _video)
+    closed = [(part.name, part) for part in [*below, *inner] if not is_readable(part)]
+    utterances, skipped = collect(speakers + closed, _video)
     return Corpus(location.absolute().name, utterances, skipped) if utterances else None
 
 

@@ -4,8 +4,11 @@ import re
 
 import pytest
 from flwr.app import Message, RecordDict
+from sounds import silence, write_speakers
 
+from clients import partition
 from clients.partition import partition_dataset
+from fedspk.audio import save_audio
 from fedspk.errors import FedspkError
 from fedspk.run_folder import PUBLIC_SPEAKERS
 from simulations.executors import SerialExecutor
@@ -42,6 +45,19 @@ def test_a_node_s_data_are_drawn_once(cache, tmp_path):
 def test_a_corpus_with_too_few_speakers_is_one_clear_error(cache, tmp_path):
     with pytest.raises(FedspkError, match="11 are needed"):
         partition_dataset(_CORPUS, 0, 3, tmp_path)
+
+
+def test_speakers_without_usable_sound_are_left_out_or_named(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(partition, "PUBLIC_SPEAKERS", 2)
+    write_speakers(tmp_path / "people", speakers=4, utterances=4)
+    for path in (tmp_path / "people" / "s2").iterdir():
+        save_audio(path, silence(2))
+    first = partition_dataset(str(tmp_path / "people"), 0, 2, tmp_path)
+    assert set(first.impostor_labels) == {1}
+    for path in (tmp_path / "people" / "s1").iterdir():
+        path.write_text("no sound")
+    with pytest.raises(FedspkError, match=r"of s1 can be used \(4 not audio, 4 silent\)"):
+        partition_dataset(str(tmp_path / "people"), 1, 2, tmp_path)
 
 
 def test_a_node_without_any_configured_data_draws_them_from_the_corpus(cache):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,40 @@ def test_bad_files_are_skipped_with_counted_reasons(tmp_path: Path) -> None:
         "too short": 1,
     }
     assert all(1.1 < (utterance.seconds or 0) < 1.3 for utterance in corpus.utterances)
+
+
+@pytest.mark.parametrize(
+    "layout", ["{0}/a", "wav/id1000{1}/video/1", "train/{1}9/198/{1}9-198-0000"]
+)
+def test_names_and_folders_that_cannot_be_read_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    for number, name in enumerate(("anna", "bert", "carl")):
+        write_sound(tmp_path / f"{layout.format(name, number)}.flac")
+    good = (tmp_path / layout.format("anna", 0)).parent
+    (good / os.fsdecode(b"gr\xfc\xdfe.flac")).write_bytes(b"x")
+    closed = [tmp_path / layout.split("/", maxsplit=1)[0].format("bert"), tmp_path / "lost+found"]
+    (tmp_path / "lost+found").mkdir()
+    if len(layout.split("/")) > 2:
+        closed[0] = tmp_path / Path(*Path(layout.format("bert", 1)).parts[:2])
+    _close(monkeypatch, closed)
+    corpus = examine(open_corpus(tmp_path), FeatureCache(tmp_path / ".cache"))
+    assert len(corpus.speakers) == 2
+    assert corpus.skip_reasons == {"unreadable": 2, "name is not UTF-8": 1}
+    for skipped in corpus.skipped:
+        skipped.id.encode()
+
+
+def _close(monkeypatch: pytest.MonkeyPatch, folders: list[Path]) -> None:
+    """Refuse to list these folders, as the system does to all but the administrator."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path) in folders:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
 
 
 def test_files_beside_the_speakers_are_no_speakers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ FORMS = {
     "Kaldi": "a.wav b.wav 0.9 target\na.wav c.wav 0.1 nontarget\n",
     "NIST": "a b target 0.9\na c imp 0.1\n",
     "digit label last": "a b 0.9 1\na c 0.1 0\n",
+    "digit enrolments": "1 b 0.9 target\n0 c 0.1 nontarget\n",
     "blank lines and tabs": "\n1\t0.9\n\n0\t0.1\n",
 }
 
@@ -29,6 +30,29 @@ def test_every_form_gives_the_same_scores(tmp_path: Path, text: str) -> None:
     target, nontarget = read_scores(path)
     np.testing.assert_array_equal(target, [0.9])
     np.testing.assert_array_equal(nontarget, [0.1])
+
+
+WHOLE_SCORES = {
+    "label last": "a b 1 1\na c 0 0\na d -2 0\n",
+    "label before the score": "a b 1 1\na c 0 0\na d 0 -2\n",
+    "label first": "1 a b 1\n0 a c 0\n0 a d -2\n",
+}
+
+
+@pytest.mark.parametrize("text", WHOLE_SCORES.values(), ids=WHOLE_SCORES)
+def test_whole_scores_are_told_from_labels_by_the_whole_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "scores.txt"
+    path.write_text(text)
+    target, nontarget = read_scores(path)
+    np.testing.assert_array_equal(target, [1])
+    np.testing.assert_array_equal(nontarget, [0, -2])
+
+
+def test_scores_that_look_like_labels_everywhere_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.txt"
+    path.write_text("a b 1 0\na c 0 1\n")
+    with pytest.raises(FedspkError, match="columns 3 and 4 both hold only 0 and 1"):
+        read_scores(path)
 
 
 BROKEN = {
