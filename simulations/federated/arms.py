@@ -150,7 +150,8 @@ def run_federated(
         def show(record: RoundRecord) -> None:
             bar.update(record.round - bar.n)
 
-        result = run_federation(grid, run, store, checkpoints, initial=initial, on_round=show)
+        with grid.explained():
+            result = run_federation(grid, run, store, checkpoints, initial=initial, on_round=show)
     scored = _on_devices(stage, _score_shared, run.name, result.model, run, round=result.best_round)
     cost = ArmCost(
         steps=sum(record.steps for record in result.history) / stage.devices,
