@@ -91,6 +91,7 @@ def sync(path: Path) -> None:
 
 
 def _explained(error: OSError, path: Path) -> FedspkError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # NumPy reports a write that was cut short without an error number.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, None):
         return FedspkError(f"{path}: the disk is full; free some space and run again.")
     return FedspkError(f"{path}: cannot be written ({error.strerror}).")

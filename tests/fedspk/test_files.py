@@ -74,3 +74,11 @@ def test_json_refuses_nan_and_names_broken_files(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(FedspkError, match=r"value\.json"):
         read_json(path)
+
+
+def test_a_write_that_numpy_finds_cut_short_is_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FedspkError, match="disk is full"),
+        atomic_write(tmp_path / "file"),
+    ):
+        raise OSError("56000 requested and 8192 written")
