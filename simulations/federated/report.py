@@ -73,7 +73,7 @@ def verdict(results: Json) -> list[str]:
     for rival in ("individual", "initial"):
         if rival in summary and rival != best:
             sentences.append(_against(results, rival, best))
-    if best == "initial":
+    if best == "initial" and len(summary) > 1:
         sentences.append("Training on the devices did not help on this corpus.")
     return sentences
 

@@ -115,6 +115,12 @@ def test_the_verdict_names_the_arm_to_use_and_how_sure_that_is(results: Json) ->
     assert "significant" in text
 
 
+def test_a_start_without_rivals_is_not_said_to_have_won(results: Json) -> None:
+    alone = results | {"summary": {"initial": results["summary"]["initial"]}}
+    assert verdict(alone) == [verdict(alone)[0]]
+    assert "Use the initial model" in verdict(alone)[0]
+
+
 def test_pooled_is_a_bound_and_never_the_advice(results: Json) -> None:
     better = results["summary"]["federated"] | {"mean_eer": 0.0}
     changed = results | {"summary": results["summary"] | {"pooled": better}}
