@@ -20,6 +20,11 @@ def device_model(config: RunConfig, index: int = 0) -> SpeakerModel:
         scale=config.scale,
         margin=config.margin,
     )
+    return run_network(config, head)
+
+
+def run_network(config: RunConfig, head: HeadConfig) -> SpeakerModel:
+    """Return the run's encoder under any head, with the run's initial weights."""
     return build_model(
         config.encoder,
         head,

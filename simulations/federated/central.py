@@ -16,10 +16,11 @@ from torch import Tensor
 
 from clients.batches import random_crops
 from fedspk.feature_table import FeatureTable
-from fedspk.model import HeadConfig, HeadKind, SpeakerModel, build_model
+from fedspk.model import HeadConfig, HeadKind, SpeakerModel
 from fedspk.parallel import one_torch_thread
 from fedspk.progress import progress
 from fedspk.rounds import RunConfig
+from fedspk.run_model import run_network
 from fedspk.seeds import derive, numpy_generator
 from fedspk.training import TrainingConfig, TrainingResult, fit
 from fedspk.weights import load_model
@@ -118,17 +119,11 @@ def class_head(run: RunConfig) -> HeadKind:
 
 
 def class_model(run: RunConfig, public: int, devices: int) -> SpeakerModel:
+    """Return the run's encoder with a learned class for every public speaker and device."""
     head = HeadConfig(
         kind=class_head(run), public=public, devices=devices, scale=run.scale, margin=run.margin
     )
-    return build_model(
-        run.encoder,
-        head,
-        bins=run.bins,
-        frames=run.frames,
-        seed=derive(run.seed, "model"),
-        **run.encoder_params,
-    )
+    return run_network(run, head)
 
 
 def _train(
