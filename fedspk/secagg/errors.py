@@ -1,0 +1,17 @@
+"""Why a secure sum stops, told apart by who has to act."""
+
+from __future__ import annotations
+
+from fedspk.errors import FedspkError
+
+
+class SumRefused(FedspkError):
+    """A device refuses what the aggregator asks: a rule of the protocol is broken."""
+
+
+class SumAborted(FedspkError):
+    """The aggregator cannot finish this sum: retry it with a new cohort."""
+
+
+class MessageError(FedspkError):
+    """One message is malformed or does not verify: its sender counts as dropped."""
