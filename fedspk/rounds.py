@@ -1,8 +1,10 @@
-"""What aggregator and device say to each other: the run's configuration and the four messages.
+"""What aggregator and device say to each other: the run's configuration and the messages.
 
 Every message is a flat record of strings, numbers and bytes, so that any transport can carry it.
-The model travels by content hash only; an update travels by hash (simulation: a shared folder)
-or as the bytes of a flat little-endian float32 vector (deployment).
+The model travels by content hash only; an update, or a masked vector, travels by hash (simulation:
+a shared folder) or as its little-endian bytes (deployment). Plain runs know `train` and `evaluate`;
+in a secure run these are `train.masked` and `evaluate.masked`, around them go the steps of the
+protocol, and no reply says anything about one device but its name.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedspk.errors import FedspkError
+from fedspk.secagg.config import SecureConfig
 
 Scalar = bool | int | float | str
 RecordValue = bool | int | float | str | bytes
@@ -31,6 +34,8 @@ ImpostorKind = Literal["speech", "gan", "none"]
 OptimiserKind = Literal["fedavg", "fedavgm", "fedadam"]
 UpdateTransport = Literal["file", "message"]
 DecayOver = Literal["round", "run"]
+Sampling = Literal["batches", "random"]
+Purpose = Literal["train", "evaluate"]
 
 
 class RunConfig(BaseModel):
@@ -48,7 +53,12 @@ class RunConfig(BaseModel):
     local_epochs: passes over the owner's utterances a round, used when `local_steps` is 0.
     decay: the learning rate falls to the final one within every "round", or over the "run".
     final_server_learning_rate: when given, the server's rate falls to it over the run.
-    clients_per_round: devices drawn for a round; 0 draws `client_fraction` of those there are.
+    secure: how updates are summed so that no single one is seen; None (or false): they are sent in
+        clear, to devices whose own configuration allows it.
+    clients_per_round: devices of a round; 0 takes `client_fraction` of those there are.
+    sampling: "batches" divides the devices once, into batches that take turns; "random" draws anew
+        every round (McMahan et al. 2017), whose sums, subtracted, leak single devices in the end
+        (So et al., arXiv 2106.03328).
     minimum_reply_fraction: fewer usable replies than this share of those asked end the run.
     server_momentum, server_beta2, server_epsilon: of FedAvgM (the first) and FedAdam.
     evaluate_every: rounds between validations (the last round has one); 0 never validates.
@@ -91,9 +101,11 @@ class RunConfig(BaseModel):
     frozen_statistics: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    secure: SecureConfig | None = SecureConfig()
     rounds: int = Field(default=1, ge=0)
     clients_per_round: int = Field(default=0, ge=0)
     client_fraction: float = Field(default=1.0, gt=0, le=1)
+    sampling: Sampling = "batches"
     minimum_reply_fraction: float = Field(default=0.5, gt=0, le=1)
     round_timeout_seconds: float = Field(default=3600.0, gt=0)
     optimiser: OptimiserKind = "fedavg"
@@ -105,6 +117,12 @@ class RunConfig(BaseModel):
     evaluate_every: int = Field(default=1, ge=0)
     patience: int = Field(default=0, ge=0)
     update_transport: UpdateTransport = "file"
+
+    @field_validator("secure", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """Take a boolean too: TOML has no null."""
+        return (SecureConfig() if value else None) if isinstance(value, bool) else value
 
     def to_json(self) -> str:
         """Return the text that travels and that `from_json` reads."""
@@ -136,7 +154,8 @@ class RunConfig(BaseModel):
     def fingerprint(self) -> str:
         """Return a hash of everything that decides a round's numbers: runs of it can continue."""
         over_run = self.decay == "run" or self.final_server_learning_rate is not None
-        free = {"round_timeout_seconds"} | (set() if over_run else {"rounds"})
+        free: dict[str, Any] = {"round_timeout_seconds": True, "rounds": not over_run}
+        free["secure"] = {"stage_timeout_seconds", "attempts"}
         text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -244,3 +263,48 @@ class EvaluateReply(_Record):
     loss: float
     examples: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class SumRequest(_Record):
+    """A step of the secure sum for `purpose`; `body` is a message of `fedspk.secagg.messages`."""
+
+    purpose: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class SumShareRequest(SumRequest):
+    """Share keys for a sum over what will be computed from this model under this configuration."""
+
+    model: str
+    config: str
+
+
+@dataclass(frozen=True)
+class SumReply(_Record):
+    """The answer to a step: a message of `fedspk.secagg.messages`."""
+
+    body: bytes
+
+
+@dataclass(frozen=True)
+class MaskedTrainRequest(TrainRequest):
+    """Train as in a `TrainRequest` and send the update under the masks of the sum in `body`."""
+
+    body: bytes
+
+
+@dataclass(frozen=True)
+class MaskedEvaluateRequest(EvaluateRequest):
+    """Validate as in an `EvaluateRequest` and send the loss under the masks of the sum in `body`."""
+
+    body: bytes
+
+
+@dataclass(frozen=True)
+class MaskedReply(_Record):
+    """A masked vector: the content hash of its blob, or its bytes."""
+
+    blob: str
+    vector: bytes

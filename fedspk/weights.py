@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedspk.errors import FedspkError
-from fedspk.files import atomic_write, sync, write_bytes
+from fedspk.files import write_bytes
+from fedspk.store import ArrayStore, array_hash
 
 FloatVector: TypeAlias = npt.NDArray[np.float32]
 
@@ -65,7 +66,7 @@ def content_hash(content: FloatVector | bytes) -> str:
     """Return the SHA-256 of bytes, or of a vector's little-endian float32 bytes, in hex."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    return hashlib.sha256(np.ascontiguousarray(content, dtype="<f4").data).hexdigest()
+    return array_hash(np.ascontiguousarray(content, dtype="<f4"))
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -106,76 +107,9 @@ def load_model(
     return state, metadata
 
 
-class WeightStore:
-    """A folder of weight vectors by content hash, written once and mapped read-only by all workers.
+class WeightStore(ArrayStore[np.float32]):
+    """Weight vectors (n,) float32 by content hash."""
 
-    A vector torn by a power cut fails its hash and can be put again; `sync` the ones that cannot be
-    made again.
-
-    Raises (all methods):
-        FedspkError: a vector is missing or damaged, or cannot be written.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
-        self._verified: set[str] = set()
-
-    def path(self, digest: str) -> Path:
-        """Return where the vector of this hash lies."""
-        if len(digest) != 64 or not all(character in "0123456789abcdef" for character in digest):
-            raise FedspkError(f"{digest!r} is not a content hash (64 hex digits).")
-        return self.root / f"{digest}.f32"
-
-    def __contains__(self, digest: str) -> bool:
-        return self.path(digest).exists()
-
-    def put(self, vector: FloatVector) -> str:
-        """Store a non-empty vector (n,) float32 and return its hash."""
-        vector = np.ascontiguousarray(vector, dtype="<f4")
-        if vector.ndim != 1 or vector.size == 0:
-            raise FedspkError("a weight vector must be flat and not empty.")
-        digest = content_hash(vector)
-        path = self.path(digest)
-        if not self._holds(path, digest):
-            with atomic_write(path, durable=False) as file:
-                file.write(vector.data)
-            self._verified.add(digest)
-        return digest
-
-    def get(self, digest: str) -> FloatVector:
-        """Return the vector of this hash, mapped read-only; its hash is checked once a process."""
-        path = self.path(digest)
-        try:
-            vector: FloatVector = np.memmap(path, dtype="<f4", mode="r")
-        except (OSError, ValueError) as error:
-            raise FedspkError(f"{path}: weights are missing or empty.") from error
-        if digest not in self._verified:
-            if content_hash(vector) != digest:
-                raise FedspkError(f"{path}: weights are damaged; delete the file and run again.")
-            self._verified.add(digest)
-        return vector
-
-    def sync(self, digests: Iterable[str]) -> None:
-        """Wait until these vectors are on the disk."""
-        paths = [self.path(digest) for digest in digests]
-        try:
-            for path in paths:
-                sync(path)
-            if paths:
-                sync(self.root)
-        except OSError as error:
-            raise FedspkError(f"{self.root}: cannot be written ({error.strerror}).") from error
-
-    def remove(self, digest: str) -> None:
-        """Delete the vector of this hash if it is there; maps already open stay valid."""
-        self.path(digest).unlink(missing_ok=True)
-        self._verified.discard(digest)
-
-    def _holds(self, path: Path, digest: str) -> bool:
-        if not path.exists():
-            return False
-        try:
-            self.get(digest)
-        except FedspkError:
-            return False
-        return True
+    dtype = np.dtype("<f4")
+    suffix = ".f32"
+    what = "a weight vector"
