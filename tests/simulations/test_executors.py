@@ -13,8 +13,8 @@ import pytest
 import tasks
 
 from fedspk.errors import FedspkError
-from simulations import flower_run
 from simulations.executors import SerialExecutor, open_executor
+from simulations.flower_processes import free_ports
 from simulations.process_executor import ProcessExecutor
 
 _ROOT = Path(__file__).parents[2]
@@ -97,6 +97,7 @@ def test_wrong_numbers_of_workers_and_wrong_addresses_are_refused():
 
 _INTERRUPTED = """
 import os, sys, time
+from simulations.flower_processes import free_ports
 from simulations.process_executor import ProcessExecutor
 
 def sleep(_):
@@ -169,7 +170,7 @@ def test_a_ray_cluster_that_does_not_answer_is_one_clear_error():
 def test_a_ray_cluster_is_used_by_its_address_and_left_running(monkeypatch):
     folder = tempfile.TemporaryDirectory(prefix="ray-")  # a short name for Ray's sockets
     monkeypatch.setenv("RAY_TMPDIR", folder.name)
-    (port,) = flower_run.free_ports(1)
+    (port,) = free_ports(1)
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
     command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
     cluster = subprocess.Popen(
