@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -11,12 +11,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedspk.errors import FedspkError
-from fedspk.rounds import RECORD, DescribeReply, EvaluateReply, RecordValue, TrainReply
+from fedspk.rounds import RECORD, Record
 
 _SHORTEST_POLL_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.5
+_REPLIES_AT_ONCE = 8  # in memory, where each can be as large as the model
 
-Reply = TypeVar("Reply", DescribeReply, TrainReply, EvaluateReply)
+Reply = TypeVar("Reply", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -28,66 +29,68 @@ class Failure:
     is_silent: bool = False
 
 
-def ask(
+def exchange(
     grid: Grid,
     message_type: str,
-    nodes: Iterable[int],
-    record: Mapping[str, RecordValue],
+    requests: Mapping[int, Record],
     reply_type: type[Reply],
     *,
     group: str,
     timeout: float,
-) -> tuple[dict[int, Reply], list[Failure]]:
-    """Send the same record to some nodes and return what they answer, by node.
+) -> Iterator[tuple[int, Reply] | Failure]:
+    """Send each node its request and yield what each answers, as it comes.
 
     A node that fails, answers nonsense or stays silent for `timeout` seconds is a `Failure`.
     """
-    nodes = list(nodes)
-    messages = [
-        Message(
-            RecordDict({RECORD: ConfigRecord(dict(record))}), node, message_type, group_id=group
-        )
-        for node in nodes
-    ]
-    raw = _exchange(grid, messages, timeout)
-    replies: dict[int, Reply] = {}
-    failures: list[Failure] = []
-    for node in nodes:
-        reply = raw.pop(node, None)
-        if reply is None:
-            failures.append(Failure(node, "no reply in time", is_silent=True))
-            continue
-        try:
-            replies[node] = reply_type.from_record(_record(reply))
-        except FedspkError as error:
-            failures.append(Failure(node, str(error)))
-    return replies, failures
-
-
-def _exchange(grid: Grid, messages: list[Message], timeout: float) -> dict[int, Message]:
-    """Return the replies by the node that was asked (a dead node's carry another's id)."""
-    if not messages:
-        return {}
-    sent = set(grid.push_messages(messages))
+    waiting = _push(grid, message_type, requests, group)
+    for unsent in requests.keys() - waiting.values():
+        yield Failure(unsent, "the message could not be sent", is_silent=True)
     deadline = time.monotonic() + timeout
-    waiting = {
-        message.metadata.message_id: message.metadata.dst_node_id
-        for message in messages
-        if message.metadata.message_id in sent
-    }
-    replies: dict[int, Message] = {}
     pause = _SHORTEST_POLL_SECONDS
     while waiting:
-        arrived = list(grid.pull_messages(list(waiting)))
-        for reply in arrived:
+        before = len(waiting)
+        for reply in _pull(grid, list(waiting)):
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
             if node is not None:  # else nobody asked, or it has answered already
-                replies[node] = reply
+                yield _read(node, reply, reply_type)
         if not waiting or time.monotonic() > deadline:
             break
+        arrived = len(waiting) < before
         pause = _SHORTEST_POLL_SECONDS if arrived else min(2 * pause, _LONGEST_POLL_SECONDS)
         time.sleep(pause)
-    return replies
+    for silent in waiting.values():
+        yield Failure(silent, "no reply in time", is_silent=True)
+
+
+def _push(
+    grid: Grid, message_type: str, requests: Mapping[int, Record], group: str
+) -> dict[str, int]:
+    """Return the node of each message that was sent, by the message's id."""
+    messages = [
+        Message(
+            RecordDict({RECORD: ConfigRecord(dict(request.to_record()))}),
+            node,
+            message_type,
+            group_id=group,
+        )
+        for node, request in requests.items()
+    ]
+    sent = set(grid.push_messages(messages)) if messages else set()
+    ids = [(message.metadata.message_id, message.metadata.dst_node_id) for message in messages]
+    return {name: node for name, node in ids if name in sent}
+
+
+def _pull(grid: Grid, names: list[str]) -> Iterator[Message]:
+    for start in range(0, len(names), _REPLIES_AT_ONCE):
+        yield from grid.pull_messages(names[start : start + _REPLIES_AT_ONCE])
+
+
+def _read(node: int, reply: Message, reply_type: type[Reply]) -> tuple[int, Reply] | Failure:
+    """Return the reply for the node that was asked: a dead node's carries another's id."""
+    try:
+        return node, reply_type.from_record(_record(reply))
+    except FedspkError as error:
+        return Failure(node, str(error))
 
 
 def _record(reply: Message) -> Mapping[str, object]:

@@ -1,4 +1,4 @@
-"""The arithmetic of a round, with no input or output: sampling, the weighted mean, early stopping.
+"""The arithmetic of a round, with no input or output: who is asked, the mean, early stopping.
 
 Algorithm 1 of Woubie and Bäckström 2021: the devices return deltas d_k and weights n_k, and the
 server takes w' = w + eta sum_k(n_k d_k) / sum_k(n_k).
@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from aggregator.optimisers import Float32Array, Float64Array
 from fedspk.errors import FedspkError
 from fedspk.rounds import RunConfig
-from fedspk.seeds import derive
+from fedspk.seeds import derive, numpy_generator
+
+Batches: TypeAlias = tuple[tuple[str, ...], ...]
 
 _BLOCK = 1 << 15  # numbers added at a time: stays in the processor's cache
 
@@ -71,16 +74,56 @@ class WeightedMean:
 def sample(devices: Sequence[str], config: RunConfig, round_number: int) -> list[str]:
     """Return the devices of a round, by name: M of them, drawn by the run's seed and the round.
 
-    M is `clients_per_round` or, when that is 0, the fraction C of those there are, at least one
-    (McMahan et al. 2017, Algorithm 1).
+    Source: McMahan et al. 2017, Algorithm 1.
     """
     ordered = sorted(devices)
-    wanted = config.clients_per_round or max(1, round(config.client_fraction * len(ordered)))
+    wanted = _wanted(ordered, config)
     if wanted >= len(ordered):
         return ordered
     generator = np.random.default_rng(derive(config.seed, "clients", round_number))
     chosen = generator.choice(len(ordered), size=wanted, replace=False)
     return sorted(ordered[index] for index in chosen)
+
+
+def with_newcomers(batches: Batches, devices: Sequence[str], config: RunConfig) -> Batches:
+    """Return the batches with every device in one of them; nobody who is in one moves.
+
+    Newcomers enough for a round of M make batches of their own, drawn by the run's seed and of
+    equal size up to one device; fewer join the smallest batches.
+    """
+    placed = {device for batch in batches for device in batch}
+    newcomers = sorted(set(devices) - placed)
+    wanted = _wanted(devices, config)
+    if newcomers and (not batches or len(newcomers) >= wanted):
+        numpy_generator(config.seed, "batches", len(placed)).shuffle(newcomers)
+        count = max(1, len(newcomers) // wanted)
+        return (*batches, *(tuple(newcomers[first::count]) for first in range(count)))
+    grown = list(batches)
+    for device in newcomers:
+        smallest = min(range(len(grown)), key=lambda index: len(grown[index]))
+        grown[smallest] = (*grown[smallest], device)
+    return tuple(grown)
+
+
+def turn(batches: Batches, devices: Iterable[str], round_number: int) -> tuple[str, ...]:
+    """Return the batch whose turn it is: the next one of which a device is there.
+
+    All its devices are named, also those that are away: what is divided by position stays so.
+    """
+    there = set(devices)
+    first = (round_number - 1) % len(batches)
+    return next(batch for batch in (*batches[first:], *batches) if there & set(batch))
+
+
+def is_due(config: RunConfig, round_number: int) -> bool:
+    """Whether the devices validate the model after this round."""
+    every = config.evaluate_every
+    return every > 0 and (round_number % every == 0 or round_number == config.rounds)
+
+
+def _wanted(devices: Sequence[str], config: RunConfig) -> int:
+    """Return M: `clients_per_round` or, when that is 0, the fraction C, at least one."""
+    return config.clients_per_round or max(1, round(config.client_fraction * len(devices)))
 
 
 def require_replies(

@@ -25,7 +25,7 @@ from fedspk.rounds import RunConfig
 from fedspk.run_folder import PUBLIC_SPEAKERS, run_folder
 
 if TYPE_CHECKING:
-    from aggregator.checkpoint import RoundRecord
+    from aggregator.record import RoundRecord
 
 app = ServerApp()
 _log = logging.getLogger("flwr")

@@ -175,8 +175,8 @@ def failure_reason(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """A message that is a flat record."""
+class Record:
+    """A message that is a flat record; its fields are its class's."""
 
     def to_record(self) -> dict[str, RecordValue]:
         """Return the fields by name."""
@@ -213,14 +213,21 @@ _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bytes": byte
 
 
 @dataclass(frozen=True)
-class DescribeReply(_Record):
+class DescribeRequest(Record):
+    """Say who you are."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class DescribeReply(Record):
     """Who a node is: the device's name, stable over runs."""
 
     device: str
 
 
 @dataclass(frozen=True)
-class TrainRequest(_Record):
+class TrainRequest(Record):
     """Train from the model named by its content hash; `config` is a `RunConfig` as JSON.
 
     `best_round` is the round that early stopping would restore now: private parts of the model
@@ -234,7 +241,7 @@ class TrainRequest(_Record):
 
 
 @dataclass(frozen=True)
-class TrainReply(_Record):
+class TrainReply(Record):
     """One device's update: its content hash, or its bytes, and the weight n of Algorithm 1."""
 
     device: str
@@ -247,7 +254,7 @@ class TrainReply(_Record):
 
 
 @dataclass(frozen=True)
-class EvaluateRequest(_Record):
+class EvaluateRequest(Record):
     """Report the validation loss of the model named by its content hash, after `round`."""
 
     model: str
@@ -256,7 +263,7 @@ class EvaluateRequest(_Record):
 
 
 @dataclass(frozen=True)
-class EvaluateReply(_Record):
+class EvaluateReply(Record):
     """The validation loss on one device, and over how many examples."""
 
     device: str
@@ -266,7 +273,7 @@ class EvaluateReply(_Record):
 
 
 @dataclass(frozen=True)
-class SumRequest(_Record):
+class SumRequest(Record):
     """A step of the secure sum for `purpose`; `body` is a message of `fedspk.secagg.messages`."""
 
     purpose: str
@@ -282,7 +289,7 @@ class SumShareRequest(SumRequest):
 
 
 @dataclass(frozen=True)
-class SumReply(_Record):
+class SumReply(Record):
     """The answer to a step: a message of `fedspk.secagg.messages`."""
 
     body: bytes
@@ -290,20 +297,20 @@ class SumReply(_Record):
 
 @dataclass(frozen=True)
 class MaskedTrainRequest(TrainRequest):
-    """Train as in a `TrainRequest` and send the update under the masks of the sum in `body`."""
+    """Train as in a `TrainRequest` and send the update under the masks of the sum."""
 
     body: bytes
 
 
 @dataclass(frozen=True)
 class MaskedEvaluateRequest(EvaluateRequest):
-    """Validate as in an `EvaluateRequest` and send the loss under the masks of the sum in `body`."""
+    """Validate as in an `EvaluateRequest` and send the loss under the masks of the sum."""
 
     body: bytes
 
 
 @dataclass(frozen=True)
-class MaskedReply(_Record):
+class MaskedReply(Record):
     """A masked vector: the content hash of its blob, or its bytes."""
 
     blob: str

@@ -65,9 +65,7 @@ class ArrayStore(Generic[Number]):
             raise FedspkError(f"{path}: {self.what} is missing or empty.") from error
         if digest not in self._verified:
             if array_hash(array) != digest:
-                raise FedspkError(
-                    f"{path}: {self.what} is damaged; delete the file and run again."
-                )
+                raise FedspkError(f"{path}: {self.what} is damaged; delete the file and run again.")
             self._verified.add(digest)
         return array
 

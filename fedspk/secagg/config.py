@@ -31,7 +31,7 @@ class SecureConfig(BaseModel):
 
     norm: float = Field(default=10.0, gt=0, le=1e6)
     maximum_weight: int = Field(default=1024, ge=1, le=1 << 20)
-    precision_bits: int = Field(default=24, ge=8, le=32)
+    precision_bits: int = Field(default=24, ge=8, le=24)
     cohort_size: int = Field(default=1000, ge=2, le=10_000)
     full_graph_limit: int = Field(default=200, ge=2)
     corrupt_fraction: float = Field(default=0.1, ge=0, lt=1 / 3)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.checkpoint import RoundRecord
 from aggregator.federation import FederationResult, run_federation
+from aggregator.record import RoundRecord
 from aggregator.rounds import WeightedMean
 from clients.dataset import DeviceDataset
 from clients.local import (

@@ -4,8 +4,8 @@ import time
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from aggregator.exchange import ask
-from fedspk.rounds import RECORD, DescribeReply
+from aggregator.exchange import Failure, exchange
+from fedspk.rounds import RECORD, DescribeReply, DescribeRequest
 from simulations.executors import SerialExecutor
 from simulations.grid import LocalGrid
 
@@ -42,8 +42,12 @@ class _SilentRecordGrid(LocalGrid):
 
 
 def _describe(grid, timeout=5.0):
-    nodes = list(grid.get_node_ids())
-    return ask(grid, "query.describe", nodes, {}, DescribeReply, group="1", timeout=timeout)
+    requests = dict.fromkeys(grid.get_node_ids(), DescribeRequest(1))
+    answers = list(
+        exchange(grid, "query.describe", requests, DescribeReply, group="1", timeout=timeout)
+    )
+    failures = [answer for answer in answers if isinstance(answer, Failure)]
+    return dict(answer for answer in answers if not isinstance(answer, Failure)), failures
 
 
 def test_replies_may_trickle_in_and_a_silent_node_is_a_failure_after_the_timeout():
@@ -84,4 +88,40 @@ def test_a_reply_without_our_record_is_a_failure():
 
 def test_asking_nobody_sends_nothing():
     grid = LocalGrid("toy_client:app", [{}], SerialExecutor())
-    assert ask(grid, "train", [], {}, DescribeReply, group="1", timeout=1.0) == ({}, [])
+    assert list(exchange(grid, "train", {}, DescribeReply, group="1", timeout=1.0)) == []
+
+
+class _LateGrid(LocalGrid):
+    """Hands out one reply a pull, and notes how many were still on their way."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.left = []
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(sorted(set(message_ids) & set(self._replies))[:1])
+        self.left.append(len(self._replies))
+        return replies
+
+
+def test_each_reply_is_there_before_the_next_is_fetched():
+    grid = _LateGrid("toy_client:app", [{}] * 3, SerialExecutor())
+    requests = dict.fromkeys(grid.get_node_ids(), DescribeRequest(1))
+    answers = exchange(grid, "query.describe", requests, DescribeReply, group="1", timeout=5.0)
+    left = []
+    for _ in answers:
+        left.append(grid.left[-1])
+    assert left == [2, 1, 0]
+
+
+class _FullGrid(LocalGrid):
+    """Takes no message for node 3."""
+
+    def push_messages(self, messages):
+        return super().push_messages(m for m in messages if m.metadata.dst_node_id != 3)
+
+
+def test_a_message_that_cannot_be_sent_is_a_failure_at_once():
+    replies, failures = _describe(_FullGrid("toy_client:app", [{}] * 3, SerialExecutor()), 60.0)
+    assert sorted(replies) == [2, 4]
+    assert [(each.node_id, each.is_silent) for each in failures] == [(3, True)]

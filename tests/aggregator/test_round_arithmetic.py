@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.rounds import Best, WeightedMean, mean_loss, require_replies, sample
+from aggregator.rounds import (
+    Best,
+    WeightedMean,
+    mean_loss,
+    require_replies,
+    sample,
+    turn,
+    with_newcomers,
+)
 from fedspk.errors import FedspkError
 from fedspk.rounds import RunConfig
 
@@ -81,6 +89,43 @@ def test_a_fraction_of_the_devices_takes_part_and_at_least_one(fraction, expecte
     config = RunConfig().changed(client_fraction=fraction)
     assert len(sample(_NAMES, config, 1)) == expected
     assert len(sample(_NAMES, config.changed(clients_per_round=4), 1)) == 4
+
+
+@given(st.integers(1, 60), st.integers(0, 12), st.integers(0, 3), st.lists(st.integers(1, 30)))
+def test_every_device_is_in_one_batch_and_nobody_moves(first, wanted, seed, arrivals):
+    config = RunConfig().changed(clients_per_round=wanted, seed=seed)
+    devices = [f"device-{k}" for k in range(first)]
+    batches = with_newcomers((), devices, config)
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) - min(sizes) <= 1
+    assert len(batches) == max(1, first // (wanted or first))
+    for arriving in arrivals:
+        before = batches
+        devices += [f"device-{len(devices) + k}" for k in range(arriving)]
+        batches = with_newcomers(batches, devices[::-1], config)
+        assert all(new[: len(old)] == old for old, new in zip(before, batches, strict=False))
+        assert sorted(device for batch in batches for device in batch) == sorted(devices)
+
+
+def test_a_few_newcomers_join_the_smallest_batches_and_many_make_their_own():
+    config = RunConfig().changed(clients_per_round=3)
+    batches = with_newcomers((("a", "b", "c", "d"), ("e", "f", "g")), ["a", "h", "i"], config)
+    assert batches == (("a", "b", "c", "d", "i"), ("e", "f", "g", "h"))
+    more = with_newcomers(batches, ["j", "k", "l", "m"], config)
+    assert more[:2] == batches
+    assert sorted(more[2]) == ["j", "k", "l", "m"]
+
+
+def test_batches_take_turns_and_one_that_is_away_is_passed_over():
+    batches = (("a", "b"), ("c",), ("d",))
+    everybody = ["a", "b", "c", "d"]
+    assert [turn(batches, everybody, r) for r in range(1, 5)] == [*batches, batches[0]]
+    assert [turn(batches, ["b", "d"], r) for r in range(1, 4)] == [
+        batches[0],
+        batches[2],
+        batches[2],
+    ]
+    assert turn(batches, ["a"], 2) == batches[0]
 
 
 def test_too_few_replies_are_one_sentence_with_the_first_reason():

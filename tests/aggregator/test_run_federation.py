@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aggregator.checkpoint import load_checkpoint
 from aggregator.federation import run_federation
 from aggregator.rounds import WeightedMean
 from fedspk.errors import FedspkError
@@ -34,9 +35,10 @@ class Fleet:
         )
 
     def run(self, on_round=None, **changes):
+        self.config = RunConfig().changed(secure=None, **changes)
         return run_federation(
             self.grid,
-            RunConfig().changed(**changes),
+            self.config,
             self.store,
             self.folder / "run",
             initial=self.initial,
@@ -57,7 +59,8 @@ def test_two_rounds_are_those_of_algorithm_1_by_hand(tmp_path):
 
 def test_every_round_is_recorded_with_the_bytes_of_a_fleet(tmp_path):
     told = []
-    result = Fleet(tmp_path, 4).run(told.append, rounds=2, clients_per_round=3)
+    fleet = Fleet(tmp_path, 4)
+    result = fleet.run(told.append, rounds=2, clients_per_round=3, sampling="random")
     assert tuple(told) == result.history
     start, first, second = result.history
     size = SIZE * 4
@@ -71,8 +74,17 @@ def test_every_round_is_recorded_with_the_bytes_of_a_fleet(tmp_path):
     assert result.bytes_up == 6 * size
 
 
+def test_batches_take_turns_and_stay_together(tmp_path):
+    fleet = Fleet(tmp_path, 5)
+    fleet.run(rounds=4, clients_per_round=2, evaluate_every=0)
+    state = load_checkpoint(tmp_path / "run", fleet.config, fleet.initial)
+    assert sorted(map(len, state.batches)) == [2, 3]
+    assert [r.asked for r in state.history[1:]] == [len(b) for b in state.batches] * 2
+
+
 def test_a_model_is_fetched_to_train_when_nobody_validates(tmp_path):
-    result = Fleet(tmp_path, 4).run(rounds=2, clients_per_round=3, evaluate_every=0)
+    changes = {"clients_per_round": 3, "sampling": "random", "evaluate_every": 0}
+    result = Fleet(tmp_path, 4).run(rounds=2, **changes)
     assert [r.bytes_down for r in result.history] == [0, 3 * SIZE * 4, 3 * SIZE * 4]
     assert result.model == result.last_model
     assert result.best_round == 2
