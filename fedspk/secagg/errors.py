@@ -5,11 +5,11 @@ from __future__ import annotations
 from fedspk.errors import FedspkError
 
 
-class SumRefused(FedspkError):
+class SumRefused(FedspkError):  # noqa: N818 - named after the event
     """A device refuses what the aggregator asks: a rule of the protocol is broken."""
 
 
-class SumAborted(FedspkError):
+class SumAborted(FedspkError):  # noqa: N818
     """The aggregator cannot finish this sum: retry it with a new cohort."""
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fedspk.secagg.keys import derive_key
 from fedspk.secagg.keystream import CHUNK_BYTES, Keystream
 
 MaskedVector: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
@@ -23,6 +24,23 @@ class Stream(NamedTuple):
 
     key: bytes
     negative: bool
+
+
+def own_mask(seed: bytes, context: bytes, index: int) -> Stream:
+    """Return the mask that a device adds on its own account: PRG(b_i) of Bonawitz et al. 2017."""
+    return Stream(derive_key(seed, context, "self", index), False)
+
+
+def common_mask(secret: bytes, context: bytes, index: int, other: int) -> Stream:
+    """Return the mask that two devices have in common, as the device `index` applies it.
+
+    The lower index adds PRG(s_ij), the higher one subtracts it (Bonawitz et al. 2017, section 4).
+
+    Args:
+        secret: what the two have agreed on with their masking keys.
+    """
+    key = derive_key(secret, context, "mask", min(index, other), max(index, other))
+    return Stream(key, index > other)
 
 
 def add_masks(values: MaskedVector, streams: Sequence[Stream], *, first: int = 0) -> None:
