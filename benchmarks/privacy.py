@@ -30,7 +30,13 @@ from fedspk.files import write_json
 from fedspk.secagg.discrete_gaussian import DiscreteGaussian
 from fedspk.secagg.ledger import spent_epsilon
 from fedspk.secagg.parameters import choose_graph, fewest_survivors
-from fedspk.secagg.privacy import NoisePlan, PrivacyConfig, honest_shares, plan_noise
+from fedspk.secagg.privacy import (
+    NoisePlan,
+    PrivacyConfig,
+    encode_noised,
+    honest_shares,
+    plan_noise,
+)
 
 CORRUPT = DROPOUT = 0.1
 FULL_GRAPH_LIMIT = 200
@@ -133,7 +139,8 @@ def measured_norm(setting: Setting, noise: float, size: int) -> float:
     total = np.zeros(size, planned.quantiser.dtype)
     nothing = np.zeros(size, np.float32)
     for device in range(setting.cohort):
-        total += planned.encode(nothing, device.to_bytes(32, "big"))
+        rounding = device.to_bytes(32, "big")
+        total += encode_noised(planned.quantiser, planned.scale, nothing, rounding)
     mean = planned.quantiser.decode(total, setting.cohort).values / setting.cohort
     return float(np.linalg.norm(mean)) / CLIP
 

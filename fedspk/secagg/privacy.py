@@ -56,21 +56,27 @@ class NoisePlan:
     quantiser: Quantiser
     scale: float
 
-    def encode(
-        self, delta: npt.NDArray[np.float32], rounding: bytes, key: bytes | None = None
-    ) -> MaskedVector:
-        """Return a device's update (size,) float32 as noised integers modulo 2^modulus_bits.
 
-        Args:
-            delta: (size,) float32; clipped here.
-            rounding: 32 bytes that decide the rounding; they need not be secret.
-            key: 32 secret bytes that decide the noise, for tests; None draws them.
+def encode_noised(
+    quantiser: Quantiser,
+    scale: float,
+    delta: npt.NDArray[np.float32],
+    rounding: bytes,
+    key: bytes | None = None,
+) -> MaskedVector:
+    """Return a device's update as noised integers (size,) modulo 2^modulus_bits.
 
-        Raises:
-            FedspkError: the update has another length or is not finite.
-        """
-        noise = DiscreteGaussian(self.scale, key).draw(self.quantiser.size)
-        return self.quantiser.encode_noised(delta, rounding, noise)
+    Args:
+        quantiser, scale: of a `NoisePlan`.
+        delta: (size,) float32; clipped here.
+        rounding: 32 bytes that decide the rounding; they need not be secret.
+        key: 32 secret bytes that decide the noise, for tests; None draws them.
+
+    Raises:
+        FedspkError: the update has another length or is not finite.
+    """
+    noise = DiscreteGaussian(scale, key).draw(quantiser.size)
+    return quantiser.encode_noised(delta, rounding, noise)
 
 
 def honest_shares(clients: int, survivors: int, corrupt_fraction: float) -> int:
