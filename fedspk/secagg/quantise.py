@@ -24,13 +24,15 @@ from fedspk.secagg.masks import MaskedVector
 
 COUNTER_BITS = 32
 MINIMUM_PRECISION, MAXIMUM_PRECISION = 8, 24
+# Within these ranges no factor or square that matters leaves the range of float32.
+SMALLEST_NORM, LARGEST_NORM, MAXIMUM_WEIGHT = 1e-9, 1e9, 1 << 32
 
 # Numbers worked on at a time: the scratch stays in a core's cache.
 _CHUNK = 32 * 1024
-# A float32 sum of so many squares is off by 2^-11 at most in any order, the norm by 2^-12.
+# A float32 sum of so many squares is off by 2^-11 at most in any order, a norm by 2^-12.
 _NORM_BLOCK = 8 * 1024
 _HEADROOM = 1 - 2.0**-11
-# Half precision of a float32 product of two rounded factors.
+# Relative error of a float32 product with a factor rounded to float32.
 _FLOAT_ERROR = 2.0**-23
 # Kairouz et al. 2021, section 4.1: each rounding is kept with a chance of at least 1 - beta.
 _BETA = math.exp(-0.5)
@@ -81,12 +83,16 @@ class Quantiser:
             raise FedspkError(
                 "a quantiser's size, counters, clients and margin must not be negative."
             )
-        if self.maximum_weight < 1 or not 0 < self.norm < math.inf:
-            raise FedspkError("a quantiser's norm and maximum weight must be positive and finite.")
+        if not 1 <= self.maximum_weight <= MAXIMUM_WEIGHT:
+            raise FedspkError(f"the largest weight must be 1 to 2^32, not {self.maximum_weight}.")
+        if not SMALLEST_NORM <= self.norm <= LARGEST_NORM:
+            raise FedspkError(
+                f"the norm of an update must be {SMALLEST_NORM} to {LARGEST_NORM}, not {self.norm}."
+            )
         if not MINIMUM_PRECISION <= self.precision_bits <= MAXIMUM_PRECISION:
             raise FedspkError(
-                f"updates of {self.precision_bits} bits are not supported; "
-                f"use {MINIMUM_PRECISION} to {MAXIMUM_PRECISION}."
+                f"{self.precision_bits} bits an update are not supported; use {MINIMUM_PRECISION} "
+                f"to {MAXIMUM_PRECISION} bits, smaller cohorts or less noise."
             )
         if self.modulus_bits not in (16, 32):
             raise FedspkError(
@@ -284,13 +290,16 @@ class Quantiser:
 def clip_scale(delta: _Floats, norm: float) -> float:
     """Return the factor, at most 1, that brings the L2 norm of `delta` to `norm` at most.
 
+    The norm is measured in float32, to 2^-12 of itself at worst; `encode` leaves room for that.
+
     Raises:
         FedspkError: `delta` holds numbers that are not finite, or beyond about 1e19.
     """
     squares = 0.0
-    for start in range(0, len(delta), _NORM_BLOCK):
-        block = delta[start : start + _NORM_BLOCK]
-        squares += float(np.dot(block, block))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(delta), _NORM_BLOCK):
+            block = delta[start : start + _NORM_BLOCK]
+            squares += float(np.dot(block, block))
     if not math.isfinite(squares):
         raise FedspkError("an update holds numbers that are not finite; it was not sent.")
     return min(1.0, norm / math.sqrt(squares)) if squares else 1.0
