@@ -10,7 +10,14 @@ class SumRefused(FedspkError):  # noqa: N818 - named after the event
 
 
 class SumAborted(FedspkError):  # noqa: N818
-    """The aggregator cannot finish this sum: retry it with a new cohort."""
+    """The aggregator cannot finish this sum: retry it with a new cohort.
+
+    suspects: devices that have cheated or are broken, to leave out of the next cohort.
+    """
+
+    def __init__(self, message: str, suspects: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.suspects = suspects
 
 
 class MessageError(FedspkError):

@@ -33,7 +33,7 @@ from fedspk.secagg.privacy import noise_margin
 from fedspk.secagg.quantise import Quantiser
 from fedspk.secagg.shamir import SHARE_BYTES
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION: Literal[1] = 1
 MAXIMUM_COHORT = 10_000
 PROOF_BYTES = 16
 BOX_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
