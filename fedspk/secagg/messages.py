@@ -63,8 +63,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """A piece of a message: an array in MessagePack, without room for anything more."""
 
 
-class Message(Part, frozen=True):
-    """A whole message."""
+class Message(Part, frozen=True, tag=True):
+    """A whole message; its array begins with the name of its kind."""
 
     def encode(self) -> bytes:
         """Return the bytes that `decode` reads."""
