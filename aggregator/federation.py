@@ -22,7 +22,13 @@ from aggregator.optimisers import Float64Array, ServerOptimiser, build_optimiser
 from aggregator.plain_round import PlainRounds
 from aggregator.record import RoundProgress, RoundRecord
 from aggregator.rounds import Best, is_due, sample, turn, with_newcomers
+from aggregator.secure_round import SecureRounds
+from aggregator.secure_sums import OnStage
+from fedspk.errors import FedspkError
 from fedspk.rounds import RunConfig
+from fedspk.secagg.config import SecureConfig
+from fedspk.secagg.ledger import PrivacyLedger
+from fedspk.secagg.unmask import MaskRemover
 
 if TYPE_CHECKING:
     from fedspk.weights import WeightStore
@@ -32,13 +38,17 @@ OnRound = Callable[[RoundRecord], None]
 
 @dataclass(frozen=True)
 class FederationResult:
-    """The outcome: the best round's model, the last one's, and what every round did."""
+    """The outcome: the best round's model, the last one's, and what every round did.
+
+    `privacy` says in words what noise guarantees, where there is some.
+    """
 
     model: str
     best_round: int
     last_model: str
     rounds: int
     history: tuple[RoundRecord, ...]
+    privacy: str | None = None
 
     @property
     def bytes_down(self) -> int:
@@ -60,7 +70,8 @@ def run_federation(
     initial: str,
     register: Path | None = None,
     on_round: OnRound | None = None,
-    on_stage: Callable[..., None] | None = None,
+    workers: int = 1,
+    on_stage: OnStage | None = None,
 ) -> FederationResult:
     """Run the rounds that the checkpoint does not hold yet and return the result.
 
@@ -72,6 +83,7 @@ def run_federation(
         checkpoint_dir: this run's own folder; a checkpoint in it is continued.
         initial: hash of the flat float32 vector that the run starts from.
         register: the file of the devices' public keys, which a secure run needs.
+        workers: processes that take the masks off a large sum.
         on_round: called after each round (round 0: the initial model's evaluation).
         on_stage: called after each stage of a round's secure sums.
 
@@ -81,24 +93,27 @@ def run_federation(
     """
     state = load_checkpoint(checkpoint_dir, config, initial)
     fleet = Fleet(grid, config)
-    rounds: Rounds = PlainRounds(fleet, config, store)
-    if config.secure is not None:
-        from aggregator.secure_round import SecureRounds
-
-        rounds = SecureRounds(fleet, config, store, register, checkpoint_dir, on_stage)
-    federation = _Federation(fleet, rounds, config, store)
-    if state is None:
-        state = federation.start(initial)
-        store.sync(state.vectors())
-        save_checkpoint(checkpoint_dir, state, config)
-        _tell(on_round, state)
-    while state.round < config.rounds and not state.best.exhausted(config.patience):
-        before = state
-        state = federation.round(before)
-        store.sync(state.vectors() - before.vectors())
-        save_checkpoint(checkpoint_dir, state, config)
-        _forget(store, before.vectors() - state.vectors())
-        _tell(on_round, state)
+    with MaskRemover(workers) as remover:
+        rounds: Rounds = PlainRounds(fleet, config, store)
+        ledger = None
+        if config.secure is not None:
+            ledger = _ledger(checkpoint_dir, config.secure)
+            rounds = SecureRounds(
+                fleet, config, config.secure, store, _given(register), ledger, remover, on_stage
+            )
+        federation = _Federation(fleet, rounds, config, store)
+        if state is None:
+            state = federation.start(initial)
+            store.sync(state.vectors())
+            save_checkpoint(checkpoint_dir, state, config)
+            _tell(on_round, state)
+        while state.round < config.rounds and not state.best.exhausted(config.patience):
+            before = state
+            state = federation.round(before)
+            store.sync(state.vectors() - before.vectors())
+            save_checkpoint(checkpoint_dir, state, config)
+            _forget(store, before.vectors() - state.vectors())
+            _tell(on_round, state)
     validated = state.best.loss is not None
     return FederationResult(
         model=state.best_model if validated else state.model,
@@ -106,7 +121,22 @@ def run_federation(
         last_model=state.model,
         rounds=state.round,
         history=state.history,
+        privacy=ledger.statement() if ledger is not None else None,
     )
+
+
+def _ledger(folder: Path, secure: SecureConfig) -> PrivacyLedger | None:
+    if secure.privacy is None:
+        return None
+    return PrivacyLedger(Path(folder) / "privacy.json", secure.privacy)
+
+
+def _given(register: Path | None) -> Path:
+    if register is None:
+        raise FedspkError(
+            "A run with secure sums needs the register of the devices' keys; name its file."
+        )
+    return register
 
 
 def _tell(on_round: OnRound | None, state: FederationState) -> None:

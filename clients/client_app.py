@@ -1,4 +1,4 @@
-"""The device's Flower ClientApp: describe, train, evaluate.
+"""The device's Flower ClientApp: describe, train, evaluate, and the steps of a secure sum.
 
 Where the data and the models are is the node's configuration, or else the run's:
 
@@ -6,6 +6,14 @@ device: the device's description (see `DeviceDataset`); without it
 devices: a folder whose device-*.json are dealt to the nodes by `partition-id`; without it
 corpus: what `open_corpus` takes; every node draws its own speaker.
 store: the folder of models by content hash; without it the run's own below the user's cache.
+
+What the device insists on is the node's configuration alone:
+
+identity, register: files (see `fedspk identity`); without them `identity.json` in the device's
+    private folder, and `register.json` beside its description.
+minimum-cohort: fewest devices that the device lets its update be summed with; 5, or all the nodes
+    of a simulation that deals data to fewer.
+plain-updates: true to send updates in clear to runs that ask for it; without it they are refused.
 
 A failure is answered with its kind alone; what happened goes to the log `fedspk.device`.
 
@@ -30,8 +38,13 @@ from fedspk.rounds import (
     DescribeReply,
     EvaluateReply,
     EvaluateRequest,
+    MaskedEvaluateRequest,
+    MaskedReply,
+    MaskedTrainRequest,
     RecordValue,
     RunConfig,
+    SumRequest,
+    SumShareRequest,
     TrainReply,
     TrainRequest,
     failure_reason,
@@ -40,6 +53,9 @@ from fedspk.run_folder import run_folder
 
 if TYPE_CHECKING:
     from clients.dataset import DeviceDataset
+    from clients.local import LocalUpdate
+    from clients.secure import SecureDevice
+    from fedspk.secagg.masks import MaskedVector
     from fedspk.weights import WeightStore
 
 Handler: TypeAlias = Callable[[Message, Context], Message]
@@ -48,6 +64,7 @@ app = ClientApp()
 
 _log = logging.getLogger(DEVICE_LOG)
 _DESCRIPTIONS = "device-[0-9]*[0-9].json"
+_MINIMUM_COHORT = 5
 _RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION, which is not public
 
 
@@ -76,19 +93,12 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 @_discreet
 def train(message: Message, context: Context) -> Message:
-    """Train one round and return the delta and its weight."""
-    from clients.local import local_update
-
+    """Train one round and return the delta and its weight, in clear."""
+    _require_plain_updates(context)
     request = TrainRequest.from_record(_content(message))
     config = RunConfig.from_json(request.config)
     dataset, store = _dataset(context), _store(context)
-    update = local_update(
-        dataset,
-        store.get(request.model),
-        config,
-        round_number=request.round,
-        best_round=request.best_round,
-    )
+    update = _update(dataset, store, config, request)
     by_file = config.update_transport == "file"
     reply = TrainReply(
         device=dataset.device,
@@ -105,22 +115,142 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 @_discreet
 def evaluate(message: Message, context: Context) -> Message:
-    """Return the validation loss of a model; round 0 is the first word of a run."""
+    """Return the validation loss of a model, in clear."""
+    _require_plain_updates(context)
+    request = EvaluateRequest.from_record(_content(message))
+    config = RunConfig.from_json(request.config)
+    loss, examples, seconds = _validation(_dataset(context), _store(context), config, request)
+    reply = EvaluateReply(_dataset(context).device, loss if examples else 0.0, examples, seconds)
+    return _reply(message, reply.to_record())
+
+
+@app.query("offer")
+@_discreet
+def offer(message: Message, context: Context) -> Message:
+    """Offer keys for a secure sum."""
+    request = SumRequest.from_record(_content(message))
+    return _reply(message, _secure_device(context).offer(request).to_record())
+
+
+@app.query("share")
+@_discreet
+def share(message: Message, context: Context) -> Message:
+    """Share the secrets of a secure sum with its cohort."""
+    request = SumShareRequest.from_record(_content(message))
+    return _reply(message, _secure_device(context).share(request).to_record())
+
+
+@app.train("masked")
+@_discreet
+def train_masked(message: Message, context: Context) -> Message:
+    """Train one round and return the delta, its weight and the figures under masks."""
+    from clients.secure import Contribution
+
+    request = MaskedTrainRequest.from_record(_content(message))
+    config = RunConfig.from_json(request.config)
+
+    def compute() -> Contribution:
+        update = _update(_dataset(context), _store(context), config, request)
+        figures = {
+            "weight": update.weight,
+            "loss": float(update.result.training_loss or 0.0),
+            "steps": update.result.steps,
+            "seconds": update.result.seconds,
+        }
+        return Contribution(figures, update.delta)
+
+    body, vector = _secure_device(context).upload(request, "train", compute)
+    return _reply(message, _masked_reply(context, config, body, vector).to_record())
+
+
+@app.evaluate("masked")
+@_discreet
+def evaluate_masked(message: Message, context: Context) -> Message:
+    """Return the validation loss of a model under masks."""
+    import math
+
+    from clients.secure import Contribution
+
+    request = MaskedEvaluateRequest.from_record(_content(message))
+    config = RunConfig.from_json(request.config)
+
+    def compute() -> Contribution:
+        found = _validation(_dataset(context), _store(context), config, request)
+        loss, examples, seconds = found
+        counts = examples > 0 and math.isfinite(loss)
+        return Contribution(
+            {"examples": counts, "loss": loss if counts else 0.0, "seconds": seconds}
+        )
+
+    body, vector = _secure_device(context).upload(request, "evaluate", compute)
+    return _reply(message, _masked_reply(context, config, body, vector).to_record())
+
+
+@app.query("survivors")
+@_discreet
+def survivors(message: Message, context: Context) -> Message:
+    """Sign which devices of a secure sum have failed."""
+    request = SumRequest.from_record(_content(message))
+    return _reply(message, _secure_device(context).survivors(request).to_record())
+
+
+@app.query("unmask")
+@_discreet
+def unmask(message: Message, context: Context) -> Message:
+    """Give the shares that unmask a secure sum."""
+    request = SumRequest.from_record(_content(message))
+    return _reply(message, _secure_device(context).unmask(request).to_record())
+
+
+def _update(
+    dataset: DeviceDataset, store: WeightStore, config: RunConfig, request: TrainRequest
+) -> LocalUpdate:
+    from clients.local import local_update
+
+    return local_update(
+        dataset,
+        store.get(request.model),
+        config,
+        round_number=request.round,
+        best_round=request.best_round,
+    )
+
+
+def _validation(
+    dataset: DeviceDataset, store: WeightStore, config: RunConfig, request: EvaluateRequest
+) -> tuple[float, int, float]:
+    """Return loss, examples and seconds; round 0 is the first word of a run."""
     import time
 
     from clients.local import forget_private_parts, validation_loss
 
     started = time.perf_counter()
-    request = EvaluateRequest.from_record(_content(message))
-    config = RunConfig.from_json(request.config)
-    dataset = _dataset(context)
     if request.round == 0:
         forget_private_parts(dataset, config)
-    vector = _store(context).get(request.model)
+    vector = store.get(request.model)
     loss, examples = validation_loss(dataset, vector, config, round_number=request.round)
-    seconds = time.perf_counter() - started
-    reply = EvaluateReply(dataset.device, loss if examples else 0.0, examples, seconds)
-    return _reply(message, reply.to_record())
+    return loss, examples, time.perf_counter() - started
+
+
+def _masked_reply(
+    context: Context, config: RunConfig, body: bytes, vector: MaskedVector
+) -> MaskedReply:
+    import numpy as np
+
+    from fedspk.store import BlobStore
+
+    if config.update_transport == "message":
+        return MaskedReply(body, "", vector.tobytes())
+    blob = BlobStore(_store(context).root).put(vector.view(np.uint8))
+    return MaskedReply(body, blob, b"")
+
+
+def _require_plain_updates(context: Context) -> None:
+    if context.node_config.get("plain-updates") is not True:
+        raise FedspkError(
+            "This device sends no update in clear; let the run have secure sums, or set "
+            "plain-updates to true in the node's own configuration."
+        )
 
 
 def _content(message: Message) -> dict[str, object]:
@@ -134,31 +264,73 @@ def _reply(message: Message, record: dict[str, RecordValue]) -> Message:
 def _dataset(context: Context) -> DeviceDataset:
     from clients.dataset import DeviceDataset
 
+    return DeviceDataset.open(_description(context))
+
+
+def _description(context: Context) -> Path:
+    """Return the device's description; a node that is given none draws its data."""
     device, folder = _setting(context, "device"), _setting(context, "devices")
     if device:
-        return DeviceDataset.open(Path(device))
+        return Path(device)
     partition = int(context.node_config.get("partition-id", 0))
     if not folder:
-        return _drawn_dataset(context, partition)
+        return _drawn(context, partition)
     files = sorted(Path(folder).glob(_DESCRIPTIONS))
     if partition >= len(files):
         raise FedspkError(
             f"{folder}: has {len(files)} devices and the federation more nodes; use fewer nodes."
         )
-    return DeviceDataset.open(files[partition])
+    return files[partition]
 
 
-def _drawn_dataset(context: Context, partition: int) -> DeviceDataset:
+def _drawn(context: Context, partition: int) -> Path:
+    from clients.dataset import description_path
+
     corpus = _setting(context, "corpus")
     if not corpus:
         raise FedspkError(
             "The node's configuration names no data; set device (a file), devices (a folder) or "
             "corpus."
         )
-    from clients.partition import partition_dataset
+    folder = run_folder(context.run_id) / "devices"
+    path = description_path(folder, partition)
+    if not path.exists():
+        from clients.partition import partition_dataset
 
-    partitions = int(context.node_config.get("num-partitions", 1))
-    return partition_dataset(corpus, partition, partitions, run_folder(context.run_id) / "devices")
+        partition_dataset(corpus, partition, _partitions(context), folder)
+    return path
+
+
+def _partitions(context: Context) -> int:
+    return int(context.node_config.get("num-partitions", 1))
+
+
+def _secure_device(context: Context) -> SecureDevice:
+    from clients.enrolment import IDENTITY_FILE, REGISTER_FILE
+    from clients.secure import SecureDevice
+    from fedspk.secagg.client import DevicePolicy
+
+    dataset, node = _dataset(context), context.node_config
+    return SecureDevice(
+        dataset.device,
+        identity=Path(str(node.get("identity") or dataset.folder / IDENTITY_FILE)),
+        register=Path(str(node.get("register") or dataset.folder.parent / REGISTER_FILE)),
+        policy=DevicePolicy(minimum_cohort=_minimum_cohort(context)),
+        folder=dataset.folder,
+    )
+
+
+def _minimum_cohort(context: Context) -> int:
+    given = context.node_config.get("minimum-cohort")
+    if given is None:
+        is_dealt = not context.node_config.get("device")  # the data, in a simulation
+        return max(2, min(_MINIMUM_COHORT, _partitions(context))) if is_dealt else _MINIMUM_COHORT
+    if not isinstance(given, int) or given < 2:
+        raise FedspkError(
+            f"The node's minimum-cohort is {given!r}; give 2 or more: the sum over one device is "
+            "its update."
+        )
+    return given
 
 
 def _store(context: Context) -> WeightStore:

@@ -91,6 +91,11 @@ class DeviceDataset:
         return _open(path, modified)
 
 
+def description_path(folder: Path, index: int) -> Path:
+    """Return where the description of a simulated device lies."""
+    return folder / f"device-{index:04d}.json"
+
+
 _VARIANT_FIELDS = ("owner_train", "owner_validation", "impostors", "validation_impostors")
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clients.dataset import DeviceDataset, Variants
+from clients.dataset import DeviceDataset, Variants, description_path
+from clients.enrolment import enrol_simulated_fleet
 from fedspk.cache import FeatureCache, FeatureRequest
 from fedspk.corpora import (
     Corpus,
@@ -30,7 +31,7 @@ _MOST_PUBLIC_UTTERANCES = 10
 def partition_dataset(
     location: str, partition: int, partitions: int, folder: Path
 ) -> DeviceDataset:
-    """Return node `partition`'s data, made once and then kept in `folder`.
+    """Return node `partition`'s data, made once and then kept in `folder`, as its identity is.
 
     Args:
         location: what `open_corpus` takes.
@@ -41,8 +42,9 @@ def partition_dataset(
         FedspkError: the corpus has fewer speakers than nodes and impostors, or the node's speaker
             or all impostors have no usable sound.
     """
-    path = folder / f"device-{partition:04d}.json"
+    path = description_path(folder, partition)
     if not path.exists():
+        enrol_simulated_fleet(folder, (description_path(folder, k).stem for k in range(partitions)))
         _draw(location, partition, partitions, path).save(path)
     return DeviceDataset.open(path)
 

@@ -274,9 +274,8 @@ class EvaluateReply(Record):
 
 @dataclass(frozen=True)
 class SumRequest(Record):
-    """A step of the secure sum for `purpose`; `body` is a message of `fedspk.secagg.messages`."""
+    """A step of a secure sum; `body` is a message of `fedspk.secagg.messages`."""
 
-    purpose: str
     body: bytes
 
 
@@ -311,7 +310,8 @@ class MaskedEvaluateRequest(EvaluateRequest):
 
 @dataclass(frozen=True)
 class MaskedReply(Record):
-    """A masked vector: the content hash of its blob, or its bytes."""
+    """A masked vector, by its blob's content hash or as bytes, and the message that goes with it."""
 
+    body: bytes
     blob: str
     vector: bytes

@@ -85,6 +85,12 @@ class ArrayStore(Generic[Number]):
         self.path(digest).unlink(missing_ok=True)
         self._verified.discard(digest)
 
+    def clear(self) -> None:
+        """Delete all arrays of this type."""
+        for path in self.root.glob(f"*{self.suffix}"):
+            path.unlink(missing_ok=True)
+        self._verified.clear()
+
     def _holds(self, path: Path, digest: str) -> bool:
         if not path.exists():
             return False

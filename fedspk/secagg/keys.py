@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Self
 
 import msgspec
@@ -205,6 +206,11 @@ class DeviceRegister:
             if len(key) != KEY_BYTES:
                 raise MessageError(f"the key of device {device} must be 32 bytes.")
         self._keys = dict(keys)
+
+    @property
+    def keys(self) -> Mapping[str, bytes]:
+        """The public keys by device."""
+        return MappingProxyType(self._keys)
 
     def __contains__(self, device: object) -> bool:
         return device in self._keys

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clients.dataset import DeviceDataset
+from clients.enrolment import enrol_simulated_fleet
 from fedspk.feature_table import FeatureTable
 from fedspk.rounds import RunConfig
 from fedspk.run_model import initial_vector
@@ -78,7 +79,14 @@ def tiny_fleet(folder: Path, devices: int) -> list[Path]:
         )
         paths.append(folder / f"device-{index:04d}.json")
         dataset.save(paths[-1])
+    enrol_simulated_fleet(folder, [path.stem for path in paths])
     return paths
+
+
+def tiny_nodes(paths: list[Path]) -> list[dict[str, str | int | bool]]:
+    """Return the nodes' configurations: content with each other, and with updates in clear."""
+    policy = {"minimum-cohort": 2, "plain-updates": True}
+    return [{"device": str(path), **policy} for path in paths]
 
 
 def tiny_store(folder: Path, config: RunConfig) -> tuple[WeightStore, str]:

@@ -1,0 +1,251 @@
+"""Rounds as secure sums: the aggregator learns the sums of cohorts and nothing of one device.
+
+Weights and figures ride inside the masked vectors. Every cohort's mean must be one that honest
+devices can have made, or it does not count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aggregator.checkpoint import FederationState
+from aggregator.fleet import Fleet
+from aggregator.optimisers import Float64Array
+from aggregator.record import RoundProgress, SumRecord
+from aggregator.robust import FEWEST_COHORTS, combine, largest_norm, require_norm
+from aggregator.rounds import is_due, require_replies
+from aggregator.secure_sums import CohortSum, OnStage, SecureSums, SumTask, Tally
+from fedspk.errors import FedspkError
+from fedspk.rounds import (
+    MaskedEvaluateRequest,
+    MaskedTrainRequest,
+    Purpose,
+    RunConfig,
+    SumShareRequest,
+)
+from fedspk.secagg.config import SecureConfig
+from fedspk.secagg.contribution import Total, decode_total, sum_terms
+from fedspk.secagg.ledger import PrivacyLedger
+from fedspk.secagg.messages import OfferRequest, ShareRequest, Terms, UploadRequest
+from fedspk.secagg.unmask import MaskRemover
+from fedspk.seeds import numpy_generator
+from fedspk.store import BlobStore
+
+if TYPE_CHECKING:
+    from fedspk.weights import WeightStore
+
+
+class SecureRounds:
+    """What the devices of a run learn and report, as sums over cohorts.
+
+    Args:
+        fleet: the devices.
+        config: the run.
+        secure: how it sums.
+        store: the models.
+        register: file of the devices' public keys.
+        ledger: of the devices' privacy; None where nobody adds noise.
+        remover: takes masks off sums.
+        on_stage: called after every stage of the sums.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        config: RunConfig,
+        secure: SecureConfig,
+        store: WeightStore,
+        register: Path,
+        ledger: PrivacyLedger | None,
+        remover: MaskRemover,
+        on_stage: OnStage | None,
+    ) -> None:
+        self._config = config
+        self._secure = secure
+        self._text = config.to_json()
+        self._store = store
+        self._ledger = ledger
+        blobs = BlobStore(store.root)
+        self._sums = SecureSums(fleet, secure, register, blobs, remover, on_stage)
+
+    def train(
+        self,
+        state: FederationState,
+        batch: Sequence[str],
+        present: Sequence[str],
+        progress: RoundProgress,
+    ) -> Float64Array:
+        """Let the batch's devices train from `state` and return the mean delta (n,).
+
+        Raises:
+            FedspkError: too few devices answered, or a privacy budget is spent.
+        """
+        number, config = progress.round, self._config
+        following = number + len(state.batches)
+
+        def upload(request: UploadRequest) -> MaskedTrainRequest:
+            best = state.best.round
+            return MaskedTrainRequest(state.model, number, best, self._text, request.encode())
+
+        task = SumTask(
+            purpose="train",
+            round=number,
+            next_round=following if state.batches and following <= config.rounds else None,
+            begin=self._begin,
+            terms=self._terms(state.model, self._store.get(state.model).size),
+            share=self._share(state.model),
+            upload=upload,
+        )
+        robust = self._secure.combine != "mean"
+        cohorts = self._cohorts(batch, present, FEWEST_COHORTS if robust else 1)
+        spare = sorted(set(present) - set(batch))
+        numpy_generator(config.seed, "spare", number).shuffle(spare)
+        sums, tally = self._sums.collect(task, cohorts, spare, progress)
+        means, weights, accepted = [], [], []
+        for each in sums:
+            try:
+                total = decode_total(each.terms, each.total, len(each.survivors))
+                mean, weight = _believable_mean(each, total)
+            except FedspkError as error:
+                progress.failures.append(f"cohort {each.terms.cohort}: {error}")
+                continue
+            means.append(mean)
+            weights.append(weight)
+            accepted.append((each, total))
+        figures = _added(total for _, total in accepted)
+        progress.asked = sum(map(len, cohorts))
+        progress.answered = sum(len(each.survivors) for each, _ in accepted)
+        progress.steps += round(figures.get("steps", 0))
+        progress.training_seconds += figures.get("seconds", 0.0)
+        clipped = None
+        if figures:
+            progress.train_loss = figures["loss"] / progress.answered
+            clipped = figures["clipped"] / progress.answered
+        _record(progress, "train", sums, tally, len(sums) - len(accepted), clipped)
+        require_replies(progress.answered, progress.asked, config, number, progress.failures)
+        return combine(means, weights, self._secure.combine)
+
+    def validate(
+        self, state: FederationState, present: Sequence[str], progress: RoundProgress
+    ) -> None:
+        """Let the devices validate `state`'s model; the progress gets their mean loss.
+
+        Raises:
+            FedspkError: too few devices answered.
+        """
+        config = self._config
+
+        def upload(request: UploadRequest) -> MaskedEvaluateRequest:
+            return MaskedEvaluateRequest(state.model, state.round, self._text, request.encode())
+
+        later = range(state.round + 1, config.rounds + 1)
+        task = SumTask(
+            purpose="evaluate",
+            round=state.round,
+            next_round=next((number for number in later if is_due(config, number)), None),
+            begin=_nothing,
+            terms=self._terms(state.model, 0),
+            share=self._share(state.model),
+            upload=upload,
+        )
+        cohorts = self._cohorts(present, present, 1)
+        sums, tally = self._sums.collect(task, cohorts, (), progress)
+        figures = _added(decode_total(each.terms, each.total, len(each.survivors)) for each in sums)
+        answered = sum(len(each.survivors) for each in sums)
+        progress.training_seconds += figures["seconds"]
+        if figures["examples"]:
+            progress.validation_loss = figures["loss"] / figures["examples"]
+        _record(progress, "evaluate", sums, tally, 0, None)
+        require_replies(answered, len(present), config, state.round, progress.failures)
+
+    def _begin(self, devices: Sequence[str]) -> None:
+        if self._ledger is not None:
+            self._ledger.plan(devices)
+
+    def _terms(self, model: str, size: int) -> Callable[[OfferRequest, int, int], Terms]:
+        def terms(instance: OfferRequest, cohort: int, clients: int) -> Terms:
+            return sum_terms(
+                self._secure,
+                instance,
+                cohort=cohort,
+                model=model,
+                config=sha256(self._text.encode()).hexdigest(),
+                size=size,
+                clients=clients,
+            )
+
+        return terms
+
+    def _share(self, model: str) -> Callable[[ShareRequest], SumShareRequest]:
+        return lambda request: SumShareRequest(request.encode(), model, self._text)
+
+    def _cohorts(
+        self, batch: Sequence[str], present: Sequence[str], fewest: int
+    ) -> list[list[str]]:
+        """Divide a batch by position: whoever is away, the others' cohort stays the same."""
+        count = max(fewest, math.ceil(len(batch) / self._secure.cohort_size))
+        there = set(present)
+        parts = ([device for device in batch[k::count] if device in there] for k in range(count))
+        return [sorted(part) for part in parts if part]
+
+
+def _nothing(_: Sequence[str]) -> None:
+    pass
+
+
+def _believable_mean(cohort: CohortSum, total: Total) -> tuple[Float64Array, float]:
+    """Return a cohort's mean delta (n,) and its weight.
+
+    Raises:
+        FedspkError: honest devices cannot have made it.
+    """
+    terms, devices = cohort.terms, len(cohort.survivors)
+    weight = total.figures.get("weight", devices)  # with noise, every device weighs one
+    if not weight > 0:
+        raise FedspkError("The weights of a cohort add up to nothing.")
+    quantiser = terms.quantiser
+    mean = total.values
+    mean /= weight
+    # Each device's noise of so many steps, of which `levels` make the norm.
+    noise = terms.noise_scale * math.sqrt(devices) * terms.norm / quantiser.levels / weight
+    rounding = quantiser.rounding_error(devices) / weight
+    require_norm(mean, largest_norm(terms.norm, terms.size, rounding_error=rounding, noise=noise))
+    return mean, weight
+
+
+def _added(totals: Iterable[Total]) -> dict[str, float]:
+    """Return the figures of all cohorts together."""
+    sums: dict[str, float] = {}
+    for total in totals:
+        for name, value in total.figures.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def _record(
+    progress: RoundProgress,
+    purpose: Purpose,
+    sums: Sequence[CohortSum],
+    tally: Tally,
+    discarded: int,
+    clipped: float | None,
+) -> None:
+    progress.bytes_up += tally.bytes_up
+    progress.bytes_down += tally.bytes_down
+    progress.secure.append(
+        SumRecord(
+            purpose=purpose,
+            cohorts=tuple(each.terms.clients for each in sums),
+            survivors=tuple(len(each.survivors) for each in sums),
+            attempts=tally.attempts,
+            discarded=discarded,
+            clipped=clipped,
+            seconds={name: round(value, 6) for name, value in tally.seconds.items()},
+            bytes_down=tally.bytes_down,
+            bytes_up=tally.bytes_up,
+        )
+    )

@@ -1,0 +1,189 @@
+"""A device's part in secure sums: its files around `fedspk.secagg.client`, which has the rules.
+
+What the device remembers lies in one file in its private folder. Every answer is written there
+before it leaves, so that after a power cut no step is answered twice. One run at a time: a second
+one would give up the sum of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedspk.errors import FedspkError
+from fedspk.files import write_bytes
+from fedspk.rounds import (
+    MaskedEvaluateRequest,
+    MaskedTrainRequest,
+    RunConfig,
+    SumReply,
+    SumRequest,
+    SumShareRequest,
+)
+from fedspk.secagg.client import DevicePolicy, SumClient
+from fedspk.secagg.contribution import encode_contribution, rounding_key, sum_terms
+from fedspk.secagg.errors import SumRefused
+from fedspk.secagg.keys import DeviceRegister, Identity
+from fedspk.secagg.masks import MaskedVector
+from fedspk.secagg.messages import (
+    OfferRequest,
+    Purpose,
+    ShareRequest,
+    SurvivorsRequest,
+    Terms,
+    UnmaskRequest,
+    UploadRequest,
+)
+
+_STATE_FILE = "secure-sums.state"
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a device puts into a sum: its delta (n,) float32, and figures by name."""
+
+    figures: Mapping[str, float]
+    delta: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+
+
+class SecureDevice:
+    """One device's answers to the steps of a secure sum.
+
+    Args:
+        device: the device's name.
+        identity: file of its identity.
+        register: file of the fleet's register.
+        policy: what it asks of a cohort.
+        folder: what is private to it.
+
+    Raises (all methods):
+        SumRefused: the request breaks a rule.
+        FedspkError: a file is missing or broken, or of another device.
+    """
+
+    def __init__(
+        self, device: str, identity: Path, register: Path, policy: DevicePolicy, folder: Path
+    ) -> None:
+        self._identity = _identity(identity, _modified(identity))
+        if self._identity.device != device:
+            raise FedspkError(
+                f"{identity}: is the identity of {self._identity.device}, not of {device}; give "
+                "each device its own."
+            )
+        self._register = _register(register, _modified(register))
+        self._policy = policy
+        self._state = folder / _STATE_FILE
+
+    def offer(self, request: SumRequest) -> SumReply:
+        """Offer fresh keys."""
+        with self._client() as client:
+            offer = client.offer(OfferRequest.decode(request.body))
+        return SumReply(offer.encode())
+
+    def share(self, request: SumShareRequest) -> SumReply:
+        """Share keys for a sum whose terms are those of the run's configuration."""
+        shared = ShareRequest.decode(request.body)
+        terms, config = shared.terms, _hash(request.config)
+        secure = RunConfig.from_json(request.config).secure
+        if secure is None:
+            raise SumRefused("The run's configuration has no secure sums.")
+        expected = sum_terms(
+            secure,
+            terms.instance,
+            cohort=terms.cohort,
+            model=request.model,
+            config=config,
+            size=terms.size,
+            clients=terms.clients,
+        )
+        if terms != expected:
+            raise SumRefused("The terms of the sum are not those of the run's configuration.")
+        with self._client() as client:
+            reply = client.share(shared, model=request.model, config=config)
+        return SumReply(reply.encode())
+
+    def upload(
+        self,
+        request: MaskedTrainRequest | MaskedEvaluateRequest,
+        purpose: Purpose,
+        compute: Callable[[], Contribution],
+    ) -> tuple[bytes, MaskedVector]:
+        """Compute what the sum is over; return it masked, and the message that goes with it."""
+        with self._client() as client:
+            terms = _require_agreed(client.terms, request, purpose)
+            contribution = compute()
+            seed = RunConfig.from_json(request.config).seed
+            rounding = rounding_key(seed, purpose, self._identity.device, request.round)
+            vector = encode_contribution(terms, contribution.delta, contribution.figures, rounding)
+            reply = client.mask(UploadRequest.decode(request.body), vector)
+        return reply.encode(), vector
+
+    def survivors(self, request: SumRequest) -> SumReply:
+        """Sign who failed."""
+        with self._client() as client:
+            reply = client.sign_survivors(SurvivorsRequest.decode(request.body))
+        return SumReply(reply.encode())
+
+    def unmask(self, request: SumRequest) -> SumReply:
+        """Give the shares that unmask the sum."""
+        with self._client() as client:
+            reply = client.unmask(UnmaskRequest.decode(request.body))
+        return SumReply(reply.encode())
+
+    @contextmanager
+    def _client(self) -> Iterator[SumClient]:
+        """Yield the protocol's side of the device; at the end what it knows is on the disk.
+
+        A block that ends with an error leaves the file as it was.
+        """
+        try:
+            state = self._state.read_bytes()
+        except FileNotFoundError:
+            state = b""
+        client = SumClient(self._identity, self._register, self._policy, state)
+        yield client
+        write_bytes(self._state, client.state(), mode=0o600)
+
+
+def _require_agreed(
+    terms: Terms | None,
+    request: MaskedTrainRequest | MaskedEvaluateRequest,
+    purpose: Purpose,
+) -> Terms:
+    """Return the terms of the sum under way if they are about just this computation.
+
+    Masks cancel only among devices that agree on the terms: none can be given a model of its own.
+    """
+    asked = (purpose, request.round, request.model, _hash(request.config))
+    if terms is None or asked != (terms.purpose, terms.round, terms.model, terms.config):
+        raise SumRefused("The request is not what this device has agreed to sum.")
+    return terms
+
+
+def _hash(config: str) -> str:
+    return sha256(config.encode()).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _identity(path: Path, _modified: int) -> Identity:
+    return Identity.load(path)
+
+
+@lru_cache(maxsize=8)
+def _register(path: Path, _modified: int) -> DeviceRegister:
+    return DeviceRegister.load(path)
+
+
+def _modified(path: Path) -> int:
+    """Return when a file was changed last: it is read again when that changes."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
