@@ -6,7 +6,7 @@ are tried until one gives the secret; whoever contradicts it has lied and is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import TypeAlias
@@ -43,7 +43,8 @@ def recover(secrets: Sequence[SharedSecret], threshold: int) -> list[bytes]:
         SumAborted: one has fewer than `threshold` shares, or too many wrong ones.
     """
     for secret in secrets:
-        _require(secret, len(secret.shares) >= threshold)
+        if len(secret.shares) < threshold:
+            raise _cannot_recover(secret)
     try:
         values = combine_many([secret.shares for secret in secrets], threshold)
     except MessageError:  # a malformed share somewhere
@@ -62,19 +63,23 @@ def _search(secret: SharedSecret, threshold: int, liars: set[int]) -> bytes:
         for position, share in secret.shares.items()
         if secret.holders[position] not in liars and _is_well_formed(share)
     }
-    _require(secret, len(shares) >= threshold)
-    draw = SystemRandom().sample
-    subsets = [shares] + [
-        {position: shares[position] for position in draw(sorted(shares), threshold)}
-        for _ in range(_SUBSETS if len(shares) > threshold else 0)
-    ]
-    for subset, value in zip(subsets, combine_many(subsets, threshold), strict=True):
-        if secret.accepts(value):
-            trusted = dict(sorted(subset.items())[:threshold])
-            liars |= _contradicting(secret, trusted, threshold)
-            return value
-    _require(secret, False)
-    raise AssertionError
+    if len(shares) < threshold:
+        raise _cannot_recover(secret)
+    for subsets in _attempts(shares, threshold):
+        for subset, value in zip(subsets, combine_many(subsets, threshold), strict=True):
+            if secret.accepts(value):
+                trusted = dict(sorted(subset.items())[:threshold])
+                liars |= _contradicting(secret, trusted, threshold)
+                return value
+    raise _cannot_recover(secret)
+
+
+def _attempts(shares: _Shares, threshold: int) -> Iterator[list[_Shares]]:
+    """Yield what to try: all shares, as they are without the known liars; then subsets."""
+    yield [shares]
+    if len(shares) > threshold:
+        draw, positions = SystemRandom().sample, sorted(shares)
+        yield [{p: shares[p] for p in draw(positions, threshold)} for _ in range(_SUBSETS)]
 
 
 def _contradicting(secret: SharedSecret, trusted: _Shares, threshold: int) -> set[int]:
@@ -96,10 +101,9 @@ def _is_well_formed(share: bytes) -> bool:
     return True
 
 
-def _require(secret: SharedSecret, possible: bool) -> None:
-    if not possible:
-        raise SumAborted(
-            f"A secret of device {secret.device} cannot be recovered from the shares that came; "
-            "repeat the sum without it.",
-            suspects=(secret.device,),
-        )
+def _cannot_recover(secret: SharedSecret) -> SumAborted:
+    return SumAborted(
+        f"A secret of device {secret.device} cannot be recovered from the shares that came; "
+        "repeat the sum without it.",
+        suspects=(secret.device,),
+    )

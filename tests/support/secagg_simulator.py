@@ -22,8 +22,8 @@ from fedspk.secagg.messages import (
     KeyOffer,
     Message,
     OfferRequest,
-    SharesReply,
     ShareRequest,
+    SharesReply,
     SurvivorsReply,
     SurvivorsRequest,
     Terms,
@@ -39,6 +39,7 @@ from fedspk.secagg.unmask import MaskRemover
 
 STAGES = ("offer", "share", "upload", "sign", "unmask")
 MODEL, CONFIG = "a" * 64, "b" * 64
+LENIENT = DevicePolicy(minimum_cohort=2, corrupt_fraction=0.0)
 
 REQUESTS: dict[str, type[Message]] = {
     "offer": OfferRequest,
@@ -105,7 +106,7 @@ class Simulation:
 
     clients: int
     size: int = 6
-    policy: DevicePolicy = DevicePolicy(minimum_cohort=2, corrupt_fraction=0.0)
+    policy: DevicePolicy = LENIENT
     request: OfferRequest = field(default_factory=make_request)
     terms: dict[str, Any] = field(default_factory=dict)
     fails: Mapping[str, Collection[str]] = field(default_factory=dict)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from secagg_simulator import make_request, make_terms
 
 from fedspk.errors import FedspkError
 from fedspk.secagg.errors import MessageError
@@ -13,11 +16,10 @@ from fedspk.secagg.messages import (
     MAXIMUM_COHORT,
     Box,
     KeyOffer,
-    OfferRequest,
     Proof,
     Share,
-    SharesReply,
     ShareRequest,
+    SharesReply,
     Signed,
     SurvivorsReply,
     SurvivorsRequest,
@@ -30,7 +32,6 @@ from fedspk.secagg.messages import (
     sum_context,
     survivors_statement,
 )
-from secagg_simulator import make_request, make_terms
 
 REQUEST = make_request()
 OFFER = KeyOffer("device-1", b"s" * 32, b"m" * 32, b"c" * 32, b"g" * 64)
@@ -73,17 +74,15 @@ def test_a_cut_or_bent_message_is_an_error_or_another_message(message, data):
         type(message).decode(whole[:place])
     bent = bytearray(whole)
     bent[place] ^= data.draw(st.integers(1, 255))
-    try:
+    with suppress(MessageError):
         assert type(message).decode(bytes(bent)) != message
-    except MessageError:
-        pass
 
 
-@every_kind
-@given(noise=st.binary(max_size=300))
-def test_noise_is_no_message(kind, noise):
-    with pytest.raises(MessageError):
-        kind.decode(noise)
+@given(st.binary(max_size=300))
+def test_noise_is_no_message(noise):
+    for kind in KINDS:
+        with pytest.raises(MessageError):
+            kind.decode(noise)
 
 
 NESTED = st.recursive(
@@ -92,11 +91,11 @@ NESTED = st.recursive(
 )
 
 
-@every_kind
-@given(content=NESTED)
-def test_well_formed_messagepack_of_anything_is_no_message(kind, content):
-    with pytest.raises(MessageError):
-        kind.decode(msgspec.msgpack.encode(content))
+@given(NESTED)
+def test_well_formed_messagepack_of_anything_is_no_message(content):
+    for kind in KINDS:
+        with pytest.raises(MessageError):
+            kind.decode(msgspec.msgpack.encode(content))
 
 
 @every_kind
