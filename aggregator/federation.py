@@ -9,6 +9,7 @@ of workers, the order of replies or an interruption between rounds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,17 +19,17 @@ from flwr.serverapp import Grid
 
 from aggregator.checkpoint import FederationState, load_checkpoint, save_checkpoint
 from aggregator.fleet import Fleet
+from aggregator.gate import Verdict, judge
 from aggregator.optimisers import Float64Array, ServerOptimiser, build_optimiser
 from aggregator.plain_round import PlainRounds
 from aggregator.record import RoundProgress, RoundRecord
 from aggregator.rounds import Best, is_due, sample, turn, with_newcomers
 from aggregator.secure_round import SecureRounds
-from aggregator.secure_sums import OnStage
+from aggregator.secure_sums import OnStage, SecureSums
 from fedspk.errors import FedspkError
 from fedspk.rounds import RunConfig
-from fedspk.secagg.config import SecureConfig
-from fedspk.secagg.ledger import PrivacyLedger
 from fedspk.secagg.unmask import MaskRemover
+from fedspk.store import BlobStore
 
 if TYPE_CHECKING:
     from fedspk.weights import WeightStore
@@ -51,6 +52,12 @@ class FederationResult:
     privacy: str | None = None
 
     @property
+    def verdict(self) -> Verdict:
+        """Whether the devices' validation supports that the model is published."""
+        start, kept = (self.history[number].validation_loss for number in (0, self.best_round))
+        return judge(kept, start=start)
+
+    @property
     def bytes_down(self) -> int:
         """Bytes that the devices fetched in all."""
         return sum(record.bytes_down for record in self.history)
@@ -69,8 +76,8 @@ def run_federation(
     *,
     initial: str,
     register: Path | None = None,
-    on_round: OnRound | None = None,
     workers: int = 1,
+    on_round: OnRound | None = None,
     on_stage: OnStage | None = None,
 ) -> FederationResult:
     """Run the rounds that the checkpoint does not hold yet and return the result.
@@ -91,29 +98,20 @@ def run_federation(
         FedspkError: too few devices answered, the checkpoint is another run's, or a secure run
             has no register.
     """
-    state = load_checkpoint(checkpoint_dir, config, initial)
     fleet = Fleet(grid, config)
-    with MaskRemover(workers) as remover:
+    with ExitStack() as closing:
         rounds: Rounds = PlainRounds(fleet, config, store)
-        ledger = None
         if config.secure is not None:
-            ledger = _ledger(checkpoint_dir, config.secure)
-            rounds = SecureRounds(
-                fleet, config, config.secure, store, _given(register), ledger, remover, on_stage
+            sums = SecureSums(
+                fleet,
+                config.secure,
+                _given(register),
+                BlobStore(store.root),
+                closing.enter_context(MaskRemover(workers)),
+                on_stage,
             )
-        federation = _Federation(fleet, rounds, config, store)
-        if state is None:
-            state = federation.start(initial)
-            store.sync(state.vectors())
-            save_checkpoint(checkpoint_dir, state, config)
-            _tell(on_round, state)
-        while state.round < config.rounds and not state.best.exhausted(config.patience):
-            before = state
-            state = federation.round(before)
-            store.sync(state.vectors() - before.vectors())
-            save_checkpoint(checkpoint_dir, state, config)
-            _forget(store, before.vectors() - state.vectors())
-            _tell(on_round, state)
+            rounds = SecureRounds(sums, config, config.secure, store, checkpoint_dir)
+        state = _run(_Federation(fleet, rounds, config, store), checkpoint_dir, initial, on_round)
     validated = state.best.loss is not None
     return FederationResult(
         model=state.best_model if validated else state.model,
@@ -121,14 +119,8 @@ def run_federation(
         last_model=state.model,
         rounds=state.round,
         history=state.history,
-        privacy=ledger.statement() if ledger is not None else None,
+        privacy=rounds.privacy,
     )
-
-
-def _ledger(folder: Path, secure: SecureConfig) -> PrivacyLedger | None:
-    if secure.privacy is None:
-        return None
-    return PrivacyLedger(Path(folder) / "privacy.json", secure.privacy)
 
 
 def _given(register: Path | None) -> Path:
@@ -137,6 +129,27 @@ def _given(register: Path | None) -> Path:
             "A run with secure sums needs the register of the devices' keys; name its file."
         )
     return register
+
+
+def _run(
+    federation: _Federation, folder: Path, initial: str, on_round: OnRound | None
+) -> FederationState:
+    """Run the rounds that are left; a checkpoint names vectors that are on the disk alone."""
+    config, store = federation.config, federation.store
+    state = load_checkpoint(folder, config, initial)
+    if state is None:
+        state = federation.start(initial)
+        store.sync(state.vectors())
+        save_checkpoint(folder, state, config)
+        _tell(on_round, state)
+    while state.round < config.rounds and not state.best.exhausted(config.patience):
+        before = state
+        state = federation.round(before)
+        store.sync(state.vectors() - before.vectors())
+        save_checkpoint(folder, state, config)
+        _forget(store, before.vectors() - state.vectors())
+        _tell(on_round, state)
+    return state
 
 
 def _tell(on_round: OnRound | None, state: FederationState) -> None:
@@ -151,6 +164,10 @@ def _forget(store: WeightStore, hashes: Iterable[str]) -> None:
 
 class Rounds(Protocol):
     """How a run learns what its devices learnt: in clear, or as sums alone."""
+
+    @property
+    def privacy(self) -> str | None:
+        """What noise guarantees so far, in words; None without noise."""
 
     def train(
         self,
@@ -171,10 +188,10 @@ class _Federation:
     """One run's grid, devices and arithmetic; all that changes is in `FederationState`."""
 
     def __init__(self, fleet: Fleet, rounds: Rounds, config: RunConfig, store: WeightStore) -> None:
+        self.config = config
+        self.store = store
         self._fleet = fleet
         self._rounds = rounds
-        self._config = config
-        self._store = store
 
     def start(self, initial: str) -> FederationState:
         """Evaluate the initial model: round 0."""
@@ -187,16 +204,16 @@ class _Federation:
         present = self._fleet.present(progress)
         state, batch = self._chosen(state, present, progress.round)
         mean = self._rounds.train(state, batch, present, progress)
-        model = self._store.get(state.model)
+        model = self.store.get(state.model)
         fetching = set(batch) & set(present) - set(state.holders)
         progress.bytes_down += len(fetching) * model.nbytes
         optimiser = self._restored_optimiser(state)
         moved = optimiser.step(model, mean)
-        moments = {name: self._store.put(vector) for name, vector in optimiser.state.items()}
+        moments = {name: self.store.put(vector) for name, vector in optimiser.state.items()}
         state = replace(
             state,
             round=progress.round,
-            model=self._store.put(moved),
+            model=self.store.put(moved),
             optimiser=moments,
             holders=(),
         )
@@ -206,17 +223,17 @@ class _Federation:
         self, state: FederationState, present: list[str], round_number: int
     ) -> tuple[FederationState, Sequence[str]]:
         """Return who trains in a round, and the state with everybody's batch."""
-        if self._config.sampling == "random":
-            return state, sample(present, self._config, round_number)
-        batches = with_newcomers(state.batches, present, self._config)
+        if self.config.sampling == "random":
+            return state, sample(present, self.config, round_number)
+        batches = with_newcomers(state.batches, present, self.config)
         return replace(state, batches=batches), turn(batches, present, round_number)
 
     def _evaluated(self, state: FederationState, progress: RoundProgress) -> FederationState:
         """Return the state with the devices' validation loss and the round's record."""
-        if is_due(self._config, state.round):
+        if is_due(self.config, state.round):
             devices = self._fleet.present(progress)
             self._rounds.validate(state, devices, progress)
-            size = self._store.get(state.model).nbytes
+            size = self.store.get(state.model).nbytes
             progress.bytes_down += len(set(devices) - set(state.holders)) * size
             best = state.best.after(state.round, progress.validation_loss)
             better = best.round == state.round and best.loss is not None
@@ -229,8 +246,8 @@ class _Federation:
         return replace(state, history=(*state.history, progress.record()))
 
     def _restored_optimiser(self, state: FederationState) -> ServerOptimiser:
-        optimiser = build_optimiser(self._config, state.round + 1)
+        optimiser = build_optimiser(self.config, state.round + 1)
         optimiser.state = {
-            name: np.array(self._store.get(vector)) for name, vector in state.optimiser.items()
+            name: np.array(self.store.get(vector)) for name, vector in state.optimiser.items()
         }
         return optimiser

@@ -41,6 +41,11 @@ class PlainRounds:
         self._text = config.to_json()
         self._store = store
 
+    @property
+    def privacy(self) -> None:
+        """Nothing is promised."""
+        return None
+
     def train(
         self,
         state: FederationState,

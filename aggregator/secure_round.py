@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aggregator.checkpoint import FederationState
-from aggregator.fleet import Fleet
 from aggregator.optimisers import Float64Array
 from aggregator.record import RoundProgress, SumRecord
 from aggregator.robust import FEWEST_COHORTS, combine, largest_norm, require_norm
 from aggregator.rounds import is_due, require_replies
-from aggregator.secure_sums import CohortSum, OnStage, SecureSums, SumTask, Tally
+from aggregator.secure_sums import CohortSum, SecureSums, SumTask, Tally
 from fedspk.errors import FedspkError
 from fedspk.rounds import (
     MaskedEvaluateRequest,
@@ -31,46 +30,46 @@ from fedspk.secagg.config import SecureConfig
 from fedspk.secagg.contribution import Total, decode_total, sum_terms
 from fedspk.secagg.ledger import PrivacyLedger
 from fedspk.secagg.messages import OfferRequest, ShareRequest, Terms, UploadRequest
-from fedspk.secagg.unmask import MaskRemover
 from fedspk.seeds import numpy_generator
-from fedspk.store import BlobStore
 
 if TYPE_CHECKING:
     from fedspk.weights import WeightStore
+
+_LEDGER_FILE = "privacy.json"
 
 
 class SecureRounds:
     """What the devices of a run learn and report, as sums over cohorts.
 
     Args:
-        fleet: the devices.
+        sums: of the run.
         config: the run.
         secure: how it sums.
         store: the models.
-        register: file of the devices' public keys.
-        ledger: of the devices' privacy; None where nobody adds noise.
-        remover: takes masks off sums.
-        on_stage: called after every stage of the sums.
+        folder: where the ledger of the devices' privacy is kept, if there is noise.
     """
 
     def __init__(
         self,
-        fleet: Fleet,
+        sums: SecureSums,
         config: RunConfig,
         secure: SecureConfig,
         store: WeightStore,
-        register: Path,
-        ledger: PrivacyLedger | None,
-        remover: MaskRemover,
-        on_stage: OnStage | None,
+        folder: Path,
     ) -> None:
+        self._sums = sums
         self._config = config
         self._secure = secure
         self._text = config.to_json()
         self._store = store
-        self._ledger = ledger
-        blobs = BlobStore(store.root)
-        self._sums = SecureSums(fleet, secure, register, blobs, remover, on_stage)
+        self._ledger = None
+        if secure.privacy is not None:
+            self._ledger = PrivacyLedger(Path(folder) / _LEDGER_FILE, secure.privacy)
+
+    @property
+    def privacy(self) -> str | None:
+        """What noise guarantees so far, in words; None without noise."""
+        return None if self._ledger is None else self._ledger.statement()
 
     def train(
         self,

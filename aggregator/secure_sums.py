@@ -43,7 +43,7 @@ from fedspk.store import BlobStore
 
 
 @dataclass(frozen=True)
-class Stage:
+class SumStage:
     """A finished stage of a round's secure sums: how many devices were asked, and answered."""
 
     round: int
@@ -54,7 +54,7 @@ class Stage:
     seconds: float
 
 
-OnStage = Callable[[Stage], None]
+OnStage = Callable[[SumStage], None]
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ class _Passage:
         self._tally.seconds[name] = self._tally.seconds.get(name, 0.0) + seconds
         if self._sums.on_stage is not None:
             task = self._task
-            self._sums.on_stage(Stage(task.round, task.purpose, name, asked, answered, seconds))
+            self._sums.on_stage(SumStage(task.round, task.purpose, name, asked, answered, seconds))
 
     def _share_requests(self, server: SumServer) -> dict[str, Record]:
         return dict.fromkeys(server.devices, self._task.share(server.share_request()))

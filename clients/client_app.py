@@ -64,7 +64,7 @@ app = ClientApp()
 
 _log = logging.getLogger(DEVICE_LOG)
 _DESCRIPTIONS = "device-[0-9]*[0-9].json"
-_MINIMUM_COHORT = 5
+MINIMUM_COHORT = 5
 _RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION, which is not public
 
 
@@ -324,7 +324,7 @@ def _minimum_cohort(context: Context) -> int:
     given = context.node_config.get("minimum-cohort")
     if given is None:
         is_dealt = not context.node_config.get("device")  # the data, in a simulation
-        return max(2, min(_MINIMUM_COHORT, _partitions(context))) if is_dealt else _MINIMUM_COHORT
+        return max(2, min(MINIMUM_COHORT, _partitions(context))) if is_dealt else MINIMUM_COHORT
     if not isinstance(given, int) or given < 2:
         raise FedspkError(
             f"The node's minimum-cohort is {given!r}; give 2 or more: the sum over one device is "

@@ -73,6 +73,7 @@ class LocalGrid(Grid):
         self._messages_sent = 0
         self._replies: dict[str, Message] = {}
         self._log: list[str] = []
+        self._group = ""
         self._contexts = {
             SERVER_NODE_ID + 1 + index: Context(
                 run_id=run_id,
@@ -98,7 +99,7 @@ class LocalGrid(Grid):
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Add to a `FedspkError` of the block what the devices' logs say of the last messages."""
+        """Add to a `FedspkError` of the block what the devices' logs say of the last round."""
         try:
             yield
         except FedspkError as error:
@@ -143,7 +144,9 @@ class LocalGrid(Grid):
             set_message_id(message, f"message-{self._messages_sent}")
         tasks = [(self._client_app, message, self._context(message)) for message in sent]
         outcomes = self._executor.attempt(_handle, tasks)
-        self._log.clear()
+        if sent and sent[0].metadata.group_id != self._group:
+            self._group = sent[0].metadata.group_id
+            self._log.clear()
         for message, outcome in zip(sent, outcomes, strict=True):
             self._take(message, outcome)
         return [message.metadata.message_id for message in sent]

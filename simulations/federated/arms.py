@@ -15,8 +15,12 @@ import numpy as np
 
 from aggregator.federation import FederationResult, run_federation
 from aggregator.record import RoundRecord
+from aggregator.robust import FEWEST_COHORTS
 from aggregator.rounds import WeightedMean
+from aggregator.secure_sums import SumStage
+from clients.client_app import MINIMUM_COHORT
 from clients.dataset import DeviceDataset
+from clients.enrolment import REGISTER_FILE
 from clients.local import (
     PersonalModel,
     PersonalPlan,
@@ -38,18 +42,22 @@ from simulations.federated.plan import device_path
 from simulations.federated.results import ArmCost
 from simulations.federated.scoring import score_device
 from simulations.federated.trials import DeviceScores, load_scores, save_scores
-from simulations.grid import LocalGrid
+from simulations.grid import LocalGrid, UserConfig
 
 CLIENT_APP = "clients.client_app:app"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One arm in one fold: every device's scores, the cost, the learning curve."""
+    """One arm in one fold: every device's scores, the cost, the learning curve.
+
+    `privacy` says in words what noise on the updates guarantees.
+    """
 
     devices: tuple[DeviceScores, ...]
     cost: ArmCost
     history: tuple[dict[str, Any], ...] = ()
+    privacy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,17 +149,31 @@ def run_federated(
 ) -> tuple[Scored, FederationResult]:
     """Train together, round by round, and score the best round's model on every device."""
     store = stage.store(run)
-    nodes = [{"device": str(device_path(stage.folder, i))} for i in range(stage.devices)]
+    policy = _policy(run, stage.devices)
+    paths = [device_path(stage.folder, index) for index in range(stage.devices)]
+    nodes: list[UserConfig] = [{"device": str(path), **policy} for path in paths]
     grid = LocalGrid(CLIENT_APP, nodes, stage.executor, run_config={"store": str(store.root)})
-    checkpoints = stage.folder / "checkpoints" / run.name
     initial = stage.put(start, run)
     with progress(total=run.rounds, description=f"Arm {run.name}", unit="round") as bar:
 
         def show(record: RoundRecord) -> None:
             bar.update(record.round - bar.n)
 
+        def show_stage(done: SumStage) -> None:
+            bar.set_postfix_str(f"{done.name} {done.answered}/{done.asked}", refresh=False)
+
         with grid.explained():
-            result = run_federation(grid, run, store, checkpoints, initial=initial, on_round=show)
+            result = run_federation(
+                grid,
+                run,
+                store,
+                stage.folder / "checkpoints" / run.name,
+                initial=initial,
+                register=paths[0].with_name(REGISTER_FILE),
+                workers=stage.executor.workers,
+                on_round=show,
+                on_stage=show_stage,
+            )
     scored = _on_devices(stage, _score_shared, run.name, result.model, run, round=result.best_round)
     cost = ArmCost(
         steps=sum(record.steps for record in result.history) / stage.devices,
@@ -161,7 +183,16 @@ def run_federated(
         at_limit=float(result.best_round == result.rounds),
     )
     history = tuple(asdict(record) for record in result.history)
-    return Scored(scored.devices, cost, history), result
+    return Scored(scored.devices, cost, history, result.privacy), result
+
+
+def _policy(run: RunConfig, devices: int) -> dict[str, int | bool]:
+    """Return what every device insists on: a cohort as large as so small a fleet allows."""
+    if run.secure is None:
+        return {"plain-updates": True}
+    asked = min(devices, run.clients_per_round or round(run.client_fraction * devices))
+    cohorts = 1 if run.secure.combine == "mean" else FEWEST_COHORTS
+    return {"minimum-cohort": max(2, min(MINIMUM_COHORT, asked // cohorts))}
 
 
 def federated_model(stage: Stage, result: FederationResult, run: RunConfig) -> SpeakerModel:

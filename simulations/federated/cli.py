@@ -62,6 +62,13 @@ def simulate(
             help="Learn the owners' classes, on the device or shared [default: codewords]."
         ),
     ] = None,
+    secure: Annotated[
+        bool | None,
+        typer.Option(
+            "--secure/--no-secure",
+            help="Sum the updates so that no single one is seen [default: secure].",
+        ),
+    ] = None,
     folds: Annotated[
         int | None,
         typer.Option(min=0, help="Folds of cross-validation; 0: when utterances are few."),
@@ -98,6 +105,7 @@ def simulate(
         "init": init,
         "run.encoder": encoder,
         "federated.rounds": rounds,
+        "federated.secure": secure,
         "folds": folds,
         "seed": seed,
     }

@@ -213,7 +213,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
     for name, value in over.items():
-        if isinstance(value, Mapping) and isinstance(values.get(name), dict):
+        is_table = isinstance(values.get(name), dict)
+        if isinstance(value, Mapping) and is_table:
             _merge(values[name], value)
-        else:
+        elif not (value is True and is_table):  # what is switched on keeps its settings
             values[name] = value

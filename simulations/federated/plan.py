@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from clients.dataset import DeviceDataset
+from clients.dataset import DeviceDataset, description_path
+from clients.enrolment import enrol_simulated_fleet
 from fedspk.audio import SAMPLE_RATE
 from fedspk.cache import FeatureCache, FeatureRequest, FeatureTable
 from fedspk.corpora import Corpus, Utterance
@@ -197,7 +198,10 @@ def _starts(utterance: Utterance, copies: int) -> list[int]:
 
 
 def save_plan(plan: Plan, folder: Path) -> None:
-    """Write what worker processes open: features, trial rows and one description a device."""
+    """Write what worker processes open: features, trial rows, one description a device.
+
+    Every device gets an identity too, and the fleet a register; those that are there stay.
+    """
     plan.public.table.save(folder / FEATURES)
     trial_rows = TrialRows(plan.owners, plan.outsiders)
     write_json(folder / _TRIALS, asdict(trial_rows))
@@ -217,6 +221,8 @@ def save_plan(plan: Plan, folder: Path) -> None:
             validation_impostor_labels=validation.labels,
         )
         dataset.save(device_path(folder, index))
+    devices = [device_path(folder, index) for index in range(len(plan.owners))]
+    enrol_simulated_fleet(folder / "devices", [path.stem for path in devices])
 
 
 def _one_each(data: LabelledRows) -> LabelledRows:
@@ -228,7 +234,7 @@ def _one_each(data: LabelledRows) -> LabelledRows:
 
 def device_path(folder: Path, index: int) -> Path:
     """Return the description of one device of a saved plan."""
-    return folder / "devices" / f"device-{index:04d}.json"
+    return description_path(folder / "devices", index)
 
 
 @lru_cache(maxsize=2)

@@ -67,6 +67,8 @@ def numbers(out: Path) -> dict[str, Any]:
         for entry in history:
             entry.pop("seconds")
             entry.pop("training_seconds")
+            for sums in entry["secure"]:
+                sums.pop("seconds")
     return results
 
 
