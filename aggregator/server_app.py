@@ -8,12 +8,15 @@ rounds: overrides the configuration's when above 0.
 store: the folder of models by content hash; checkpoints: the folder of the run's checkpoint, in
     which a run continues; default: this run's own below the user's cache.
 init: hash of a model in the store to start from; default: the run's freshly drawn one.
+register: the file of the devices' public keys; default: `register.json` in the folder `devices`,
+    and without that in the one where a simulation's nodes draw their data.
 corpus, devices, device: where the devices find their data (see `clients.client_app`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,7 @@ from fedspk.run_folder import PUBLIC_SPEAKERS, run_folder
 
 if TYPE_CHECKING:
     from aggregator.record import RoundRecord
+    from aggregator.secure_sums import SumStage
 
 app = ServerApp()
 _log = logging.getLogger("flwr")
@@ -57,10 +61,17 @@ def main(grid: Grid, context: Context) -> None:
         store,
         _folder(context, "checkpoints"),
         initial=initial,
+        register=_register(context),
+        workers=os.cpu_count() or 1,
         on_round=_report,
+        on_stage=_report_stage,
     )
     model = store.path(result.model)
     _log.info("The best of %d rounds is %d: %s", result.rounds, result.best_round, model)
+    publish = "It can be published" if result.verdict.published else "It must not be published"
+    _log.info("%s: %s.", publish, result.verdict.reason)
+    if result.privacy is not None:
+        _log.info("%s", result.privacy)
 
 
 def _run_config(context: Context) -> RunConfig:
@@ -79,6 +90,24 @@ def _run_config(context: Context) -> RunConfig:
 def _folder(context: Context, name: str) -> Path:
     folder = str(context.run_config.get(name) or "")
     return Path(folder) if folder else run_folder(context.run_id) / name
+
+
+def _register(context: Context) -> Path:
+    given = str(context.run_config.get("register") or "")
+    devices = str(context.run_config.get("devices") or run_folder(context.run_id) / "devices")
+    return Path(given) if given else Path(devices) / "register.json"
+
+
+def _report_stage(stage: SumStage) -> None:
+    _log.info(
+        "round %d, secure sum of %s, %s: %d of %d, %.1f s",
+        stage.round,
+        "updates" if stage.purpose == "train" else "validation losses",
+        stage.name,
+        stage.answered,
+        stage.asked,
+        stage.seconds,
+    )
 
 
 def _report(record: RoundRecord) -> None:
