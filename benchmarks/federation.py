@@ -57,7 +57,7 @@ def ours(clients: int, backend: str, workers: int, folder: Path) -> Figure:
     started = time.perf_counter()
     store = WeightStore(folder / "store")
     initial = store.put(np.zeros(PARAMETERS, np.float32))
-    config = RunConfig().changed(rounds=ROUNDS, evaluate_every=0)
+    config = RunConfig().changed(rounds=ROUNDS, evaluate_every=0, secure=None)
     with open_executor(backend, workers=workers) as executor:
         grid = LocalGrid(
             "trivial_client:app",

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from tiny_federation import tiny_config, tiny_fleet, tiny_store
+from tiny_federation import tiny_config, tiny_fleet, tiny_nodes, tiny_store
 
 from aggregator.federation import run_federation
 from clients import local
@@ -38,36 +38,43 @@ def _run(folder, executor, grid_type=LocalGrid, devices=3, **changes):
     store, initial = tiny_store(folder / "store", config)
     grid = grid_type(
         "clients.client_app:app",
-        [{"device": str(path)} for path in paths],
+        tiny_nodes(paths),
         executor,
         run_config={"store": str(folder / "store")},
     )
-    result = run_federation(grid, config, store, folder / "run", initial=initial)
+    register = folder / "fleet" / "register.json"
+    result = run_federation(grid, config, store, folder / "run", initial=initial, register=register)
     return result, grid, [DeviceDataset.open(path) for path in paths], config, store
 
 
-def test_results_have_the_same_bits_with_any_number_of_workers_and_either_transport(tmp_path):
-    serial = _run(tmp_path / "a", SerialExecutor())[0]
+@pytest.mark.parametrize("secure", [True, False])
+def test_results_have_the_same_bits_with_any_number_of_workers_and_either_transport(
+    tmp_path, secure
+):
+    serial = _run(tmp_path / "a", SerialExecutor(), secure=secure)[0]
     with open_executor("inprocess", workers=2) as executor:
-        by_file = _run(tmp_path / "b", executor)[0]
-        by_message = _run(tmp_path / "c", executor, update_transport="message")[0]
+        by_file = _run(tmp_path / "b", executor, secure=secure)[0]
+        changes = {"secure": secure, "update_transport": "message"}
+        by_message = _run(tmp_path / "c", executor, **changes)[0]
     assert by_file.last_model == serial.last_model == by_message.last_model
     losses = [[r.validation_loss for r in x.history] for x in (serial, by_file, by_message)]
     assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.slow
-def test_results_have_the_same_bits_on_ray(tmp_path):
-    serial = _run(tmp_path / "a", SerialExecutor())[0]
+@pytest.mark.parametrize("secure", [True, False])
+def test_results_have_the_same_bits_on_ray(tmp_path, secure):
+    serial = _run(tmp_path / "a", SerialExecutor(), secure=secure)[0]
     with open_executor("ray", workers=2) as executor:
-        assert _run(tmp_path / "b", executor)[0].last_model == serial.last_model
+        on_ray = _run(tmp_path / "b", executor, secure=secure)[0]
+    assert on_ray.last_model == serial.last_model
 
 
-def test_no_feature_no_embedding_and_no_private_head_leaves_the_device(tmp_path):
+@pytest.mark.parametrize("secure", [True, False])
+def test_no_feature_no_embedding_and_no_private_head_leaves_the_device(tmp_path, secure):
     torch.set_num_threads(1)
-    _, grid, devices, config, store = _run(
-        tmp_path, SerialExecutor(), _RecordingGrid, update_transport="message"
-    )
+    changes = {"secure": secure, "update_transport": "message"}
+    _, grid, devices, config, store = _run(tmp_path, SerialExecutor(), _RecordingGrid, **changes)
     secrets = {}
     for dataset in devices:
         rows = [row for variants in dataset.owner_train for row in variants]
@@ -102,12 +109,12 @@ def _models(folder, store):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_says_its_kind_to_the_aggregator_and_the_rest_at_home(tmp_path, workers, capfd):
-    config = tiny_config(rounds=1, minimum_reply_fraction=0.3)
+    config = tiny_config(rounds=1, minimum_reply_fraction=0.3, secure=False)
     store, initial = tiny_store(tmp_path / "store", config)
     (path,) = tiny_fleet(tmp_path / "fleet", 1)
     broken = tmp_path / "speaker Anna.json"
     broken.write_text('{"format": 1, "speaker": "Anna"}')
-    nodes = [{"device": str(path)}, {"device": str(broken)}, {}]
+    nodes = [*tiny_nodes([path, broken]), {}]
     with open_executor("inprocess", workers=workers) as executor:
         grid = _RecordingGrid(
             "clients.client_app:app",

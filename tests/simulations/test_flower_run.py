@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_federation import tiny_config, tiny_fleet, tiny_store
+from tiny_federation import tiny_config, tiny_fleet, tiny_nodes, tiny_store
 
 from aggregator.federation import run_federation
 from fedspk.errors import FedspkError
@@ -34,7 +34,8 @@ def test_flwr_run_gives_the_same_bits_as_the_local_grid_and_leaves_no_daemon(tmp
         run_config={"config": str(tmp_path / "config.json"), "rounds": 1, **folders},
         timeout=240,
     )
-    assert "round 1: 2 of 2 devices trained" in log
+    assert "round 1, secure sum of updates, train: 3 of 3" in log
+    assert "round 1: 3 of 3 devices trained" in log
     assert not _superlinks(tmp_path)
     on_flower = read_json(tmp_path / "flower" / "checkpoints" / "checkpoint.json")["state"]
 
@@ -42,12 +43,17 @@ def test_flwr_run_gives_the_same_bits_as_the_local_grid_and_leaves_no_daemon(tmp
     store, initial = tiny_store(tmp_path / "local" / "store", config)
     grid = LocalGrid(
         "clients.client_app:app",
-        [{"device": str(path)} for path in devices],
+        tiny_nodes(devices),
         SerialExecutor(),
         run_config={"store": str(tmp_path / "local" / "store")},
     )
     local = run_federation(
-        grid, config.changed(rounds=1), store, tmp_path / "local" / "run", initial=initial
+        grid,
+        config.changed(rounds=1),
+        store,
+        tmp_path / "local" / "run",
+        initial=initial,
+        register=tmp_path / "local" / "devices" / "register.json",
     )
     assert on_flower["model"] == local.last_model
     assert [r["validation_loss"] for r in on_flower["history"]] == [
