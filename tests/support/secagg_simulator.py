@@ -176,7 +176,7 @@ class Simulation:
         elif stage == "share":
             reply = device.share(request, model=MODEL, config=CONFIG)
         elif stage == "upload":
-            vector = self.draw(name, device.terms)
+            vector = self.draw(name)
             masked = vector.copy()
             reply = device.mask(request, masked)
             self.vectors[name] = (vector, masked)
@@ -204,12 +204,12 @@ class Simulation:
             self.server.receive_signature(name, reply)
         else:
             self.server.receive_unmask(name, reply)
-        self.replies[stage][name] = reply
+        self.replies.setdefault(stage, {})[name] = reply
 
-    def draw(self, name: str, terms: Terms | None) -> Any:
+    def draw(self, name: str) -> Any:
         """Return the device's vector, of any numbers that fit the terms."""
-        assert terms is not None
-        quantiser = terms.quantiser
+        assert self.server is not None
+        quantiser = self.server.terms.quantiser
         generator = np.random.default_rng(list(name.encode()))
         draws = generator.integers(2**32, size=quantiser.length, dtype=np.uint32)
         return draws.astype(quantiser.dtype)
