@@ -3,14 +3,14 @@
 A sum goes through stages: offers of keys (most came with the sum before), shares, masked vectors,
 signatures of the survivors, shares to unmask with. All cohorts of a round go through them together.
 A device that fails at a stage has failed for this sum. A sum that too many have failed is tried
-again with others in their place, under a new run number, which no key was offered for yet.
+again with others in their place.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class SumStage:
 
 
 OnStage = Callable[[SumStage], None]
+_Place = tuple[Purpose, str]
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,11 @@ class SecureSums:
         self.blobs = blobs
         self.remover = remover
         self.on_stage = on_stage
-        self.offers: dict[tuple[Purpose, str], tuple[OfferRequest, KeyOffer]] = {}
         self._register = register
-        self._run = _new_run()
+        self._run = ""
+        self._offers: dict[_Place, tuple[OfferRequest, KeyOffer]] = {}
+        self._latest: dict[_Place, tuple[int, int]] = {}
+        self._start_run()
         blobs.clear()
 
     def collect(
@@ -150,7 +153,8 @@ class SecureSums:
         reasons: list[str] = []
         spare = list(spare)
         for attempt in range(self.config.attempts):
-            instance = OfferRequest(PROTOCOL_VERSION, self._run, task.purpose, task.round, attempt)
+            devices = [device for cohort in waiting.values() for device in cohort]
+            instance = self._instance(task, attempt, devices)
             passage = _Passage(self, task, instance, register, progress, tally)
             finished |= passage.run(waiting)
             reasons += passage.aborted.values()
@@ -160,7 +164,6 @@ class SecureSums:
             }
             if not any(waiting.values()):
                 break
-            self._run = _new_run()
         if not finished:
             raise FedspkError(
                 f"Round {task.round}: no secure sum was finished in {_times(tally.attempts)}: "
@@ -168,6 +171,35 @@ class SecureSums:
             )
         progress.failures += reasons
         return [finished[number] for number in sorted(finished)], tally
+
+    def take_offer(self, device: str, instance: OfferRequest) -> KeyOffer | None:
+        """Return the keys that the device has already offered for this very sum, once."""
+        request, offer = self._offers.pop((instance.purpose, device), (None, None))
+        return offer if request == instance else None
+
+    def keep_offer(self, offer: KeyOffer, instance: OfferRequest) -> None:
+        """Keep keys that a device has offered for a later sum."""
+        self._offers[instance.purpose, offer.device] = instance, offer
+
+    def note_request(self, devices: Iterable[str], instance: OfferRequest) -> None:
+        """Remember that devices have been asked for keys."""
+        for device in devices:
+            self._latest[instance.purpose, device] = instance.round, instance.attempt
+
+    def _instance(self, task: SumTask, attempt: int, devices: Sequence[str]) -> OfferRequest:
+        """Return the name of a sum that all these devices will offer keys for.
+
+        A device that has offered keys for a later sum of a run refuses an earlier one.
+        """
+        wanted = task.round, attempt
+        if any(self._latest.get((task.purpose, each), wanted) > wanted for each in devices):
+            self._start_run()
+        return OfferRequest(PROTOCOL_VERSION, self._run, task.purpose, task.round, attempt)
+
+    def _start_run(self) -> None:
+        self._run = secrets.token_hex(16)
+        self._offers.clear()
+        self._latest.clear()
 
 
 class _Passage:
@@ -222,11 +254,11 @@ class _Passage:
     def _gather_offers(self, devices: Sequence[str]) -> None:
         """Take the offers that are there, and ask the other devices for theirs."""
         for device in devices:
-            request, offer = self._sums.offers.pop((self._task.purpose, device), (None, None))
-            if offer is not None and request == self._instance:
+            if offer := self._sums.take_offer(device, self._instance):
                 self._offers[device] = offer
         record = SumRequest(self._instance.encode())
         missing = {device: record for device in devices if device not in self._offers}
+        self._sums.note_request(missing, self._instance)
         self._stage("offer", "query.offer", missing, SumReply, self._take_offer)
 
     def _open(self, cohorts: Mapping[int, Sequence[str]]) -> None:
@@ -308,9 +340,12 @@ class _Passage:
         return dict.fromkeys(server.survivors, SumRequest(request.encode()))
 
     def _unmask_requests(self, server: SumServer) -> dict[str, Record]:
+        requests = server.close_signatures()
+        if self._next is not None:
+            self._sums.note_request(requests, self._next)
         return {
             device: SumRequest(replace(request, next=self._next).encode())
-            for device, request in server.close_signatures().items()
+            for device, request in requests.items()
         }
 
     def _take_offer(self, device: str, reply: SumReply) -> None:
@@ -339,7 +374,7 @@ class _Passage:
         self._server_of[device].receive_unmask(device, unmasking)
         if self._next is not None and unmasking.offer is not None:
             offer = self._checked(device, unmasking.offer, self._next)
-            self._sums.offers[self._task.purpose, device] = (self._next, offer)
+            self._sums.keep_offer(offer, self._next)
 
     def _checked(self, device: str, offer: KeyOffer, request: OfferRequest) -> KeyOffer:
         if offer.device != device:
@@ -368,10 +403,6 @@ def _replaced(cohort: Sequence[str], failed: set[str], spare: list[str]) -> list
     kept += spare[:missing]
     del spare[:missing]
     return kept
-
-
-def _new_run() -> str:
-    return secrets.token_hex(16)
 
 
 def _times(count: int) -> str:
