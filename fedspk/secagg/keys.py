@@ -41,6 +41,20 @@ SEAL_BYTES = 28
 """How much longer a sealed box is than its content: the nonce (12) and the tag (16)."""
 
 _NONCE_BYTES = 12
+
+# The points of order 1, 2, 4 and 8 of Curve25519 and of its twist, in all their encodings of 255
+# bits: 0, 1, -1 modulo p = 2^255 - 19, two of order 8, and p and p + 1.
+_LOW_ORDER = frozenset(
+    [
+        0,
+        1,
+        2**255 - 20,
+        0x00B8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+        0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+        2**255 - 19,
+        2**255 - 18,
+    ]
+)
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -95,6 +109,19 @@ class AgreementKey:
     def _key(self) -> X25519PrivateKey:
         # Parsing costs as much as an agreement: it computes the public half.
         return X25519PrivateKey.from_private_bytes(self.private)
+
+
+def check_public_key(public: bytes) -> None:
+    """Accept a public X25519 key with which every `AgreementKey` agrees on a secret.
+
+    Costs nothing beside an agreement.
+
+    Raises:
+        MessageError: the key is not 32 bytes, or a point of low order.
+    """
+    # X25519 ignores the highest bit.
+    if len(public) != KEY_BYTES or int.from_bytes(public, "little") % 2**255 in _LOW_ORDER:
+        raise MessageError("a public X25519 key is malformed or of low order.")
 
 
 def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:

@@ -25,7 +25,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence, Set
 from enum import IntEnum
-from functools import cache, partial
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -34,7 +34,7 @@ import numpy.typing as npt
 from fedspk.errors import FedspkError
 from fedspk.secagg.errors import MessageError, SumAborted
 from fedspk.secagg.graph import Graph
-from fedspk.secagg.keys import KEY_BYTES, AgreementKey, DeviceRegister
+from fedspk.secagg.keys import KEY_BYTES, AgreementKey, DeviceRegister, check_public_key
 from fedspk.secagg.masks import MaskedVector
 from fedspk.secagg.messages import (
     Box,
@@ -69,7 +69,7 @@ def check_offer(offer: KeyOffer, request: OfferRequest, register: DeviceRegister
     """
     register.verify(offer.device, offer_statement(request, offer), offer.signature)
     for key in (offer.sealing_key, offer.masking_key):
-        _probe().agree(key)
+        check_public_key(key)
 
 
 def without_copies(offers: Iterable[KeyOffer]) -> list[KeyOffer]:
@@ -356,12 +356,6 @@ def _is_key(offer: KeyOffer, value: bytes) -> bool:
 
 def _unique_parts(offer: KeyOffer) -> tuple[str | bytes, ...]:
     return offer.device, offer.sealing_key, offer.masking_key, offer.seed_commitment
-
-
-@cache
-def _probe() -> AgreementKey:
-    """Return a key to try others' keys with."""
-    return AgreementKey.generate()
 
 
 def _as_vector(

@@ -27,6 +27,7 @@ from fedspk.secagg.keys import (
     AgreementKey,
     DeviceRegister,
     Identity,
+    check_public_key,
     derive_key,
     seal,
     unseal,
@@ -165,12 +166,33 @@ def test_points_of_low_order_are_refused(point: bytes, high_bit: int) -> None:
     altered = point[:-1] + bytes([point[-1] | high_bit])
     with pytest.raises(MessageError, match="low order"):
         AgreementKey.generate().agree(altered)
+    with pytest.raises(MessageError, match="low order"):
+        check_public_key(altered)
 
 
 @given(st.binary(max_size=64).filter(lambda peer: len(peer) != 32))
 def test_public_keys_of_another_length_are_refused(peer: bytes) -> None:
     with pytest.raises(MessageError):
         AgreementKey.generate().agree(peer)
+    with pytest.raises(MessageError):
+        check_public_key(peer)
+
+
+NEAR_THE_PRIME = st.integers(2**255 - 40, 2**255 + 40).map(lambda u: u.to_bytes(32, "little"))
+
+
+@given(SECRETS | NEAR_THE_PRIME)
+def test_accepted_public_keys_are_those_that_agree(peer: bytes) -> None:
+    accepted = True
+    try:
+        check_public_key(peer)
+    except MessageError:
+        accepted = False
+    try:
+        AgreementKey.generate().agree(peer)
+        assert accepted
+    except MessageError:
+        assert not accepted
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
