@@ -9,8 +9,8 @@ masked. Devices that fail do so after they have shared their secrets, when it co
 figure is the mean over the devices. The aggregator's is its processor time, helper processes
 included, and the wall time of its steps.
 
-A sum that would draw more than 1.05e11 numbers of masks is run with fewer coordinates; the time
-that goes with coordinates is then multiplied, and the row is marked with a tilde.
+A sum that would draw more than 1.05e11 numbers of masks is not run: the time that goes with the
+length of the vector is then that of the next shorter vector, multiplied, and marked with a tilde.
 
 Flower's figures are what its functions for SecAgg+ take, each timed alone on a million numbers,
 times how often its modifier and its workflow call them, without its messages.
@@ -22,6 +22,7 @@ agreements behind the masks; no signatures, shares or messages.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import platform
@@ -35,6 +36,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import flower_secagg
 import numpy as np
@@ -70,27 +72,53 @@ MODEL = CONFIG = "0" * 64
 COUNTERS = [100, 2_000_000, 40, 1500, 0]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One sum; times in seconds.
+class Seconds(NamedTuple):
+    """Time for a vector: what is the same for any length, and for each number."""
 
-    measured_size: coordinates that the sum was run with.
-    stages: a device's processor time by stage, of that size.
+    same: float
+    each: float
+
+    def of(self, size: int) -> float:
+        """Return the time for a vector of this length."""
+        return self.same + size * self.each
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sum that was run.
+
+    stages: a device's processor time by stage.
+    device, aggregator: processor time.
+    wall: the aggregator's wall time.
     """
 
     devices: int
     neighbours: int
     size: int
-    dropout: float
-    measured_size: int
+    failed: int
+    stages: dict[str, float]
+    device: Seconds
+    aggregator: Seconds
+    wall: Seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table, in seconds; `scaled` when the sum was run with fewer numbers."""
+
+    devices: int
+    neighbours: int
+    size: int
+    failed: int
+    scaled: bool
     stages: dict[str, float]
     device: float
     device_floor: float
     device_flower: float
-    server: float
-    server_wall: float
-    server_floor: float
-    server_flower: float
+    aggregator: float
+    wall: float
+    aggregator_floor: float
+    aggregator_flower: float
 
 
 class Clock:
@@ -156,15 +184,15 @@ class Rates:
     @classmethod
     def measure(cls) -> Rates:
         """Measure this machine, now."""
-        chunk, vector = np.zeros(1 << 15, np.uint32), np.zeros(1_000_000, np.uint32)
+        chunk, total = np.zeros(1 << 15, np.uint32), np.zeros(1_000_000, np.uint32)
         zeros, drawn = memoryview(bytes(chunk.nbytes)), chunk.copy().data.cast("B")
-        other = vector.copy()
+        arriving = itertools.cycle([total.copy() for _ in range(50)])  # more than caches hold
         cipher = Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor()
         key, peer = AgreementKey.generate(), AgreementKey.generate().public
         return cls(
             mask=_typical(lambda: cipher.update_into(zeros, drawn), 5000) / chunk.size,
             add_cached=_typical(lambda: np.add(chunk, chunk, out=chunk), 5000) / chunk.size,
-            add=_typical(lambda: np.add(vector, other, out=vector), 500) / vector.size,
+            add=_typical(lambda: np.add(total, next(arriving), out=total), 500) / total.size,
             agree=_typical(lambda: derive_key(key.agree(peer), bytes(32), "mask", 0, 1), 2000),
         )
 
@@ -272,6 +300,7 @@ def run_sum(
         with clock("shares"):
             upload = uploads.pop(name).encode()
         reply, vector = devices.answer("mask", name, upload)
+        assert vector is not None
         with clock("add"):
             server.receive_vector(name, UploadReply.decode(reply), vector)
     with clock("signatures"):
@@ -293,48 +322,55 @@ def run_sum(
 
 
 def measure(
-    devices: int,
-    size: int,
-    dropout: float,
-    remover: TimedRemover,
-    helpers: Sequence[int],
-    rates: Rates,
-    flower: flower_secagg.Costs,
-) -> Row:
-    """Run one sum, or one of fewer coordinates, and return its row."""
-    neighbours, _ = _graph(devices)
-    measured = min(size, int(MASKED_NUMBERS / (devices * (neighbours + 1))))
-    times = size / measured
-    cohort, clock = Devices(devices, measured), Clock(helpers)
+    devices: int, size: int, dropout: float, remover: TimedRemover, helpers: Sequence[int]
+) -> Run:
+    """Run one sum and check it."""
+    cohort, clock = Devices(devices, size), Clock(helpers)
     remover.clock = Clock(helpers)
-    total = run_sum(cohort, measured, dropout, remover, clock)
+    total = run_sum(cohort, size, dropout, remover, clock)
     if not np.array_equal(total, cohort.plain):
         raise RuntimeError("the sum is not the sum of the devices' vectors")
-
-    def aggregator(server: dict[str, float], removal: dict[str, float]) -> float:
-        # The part of the removal that is the same for any length was run twice.
-        same = sum(server.values()) - server["add"] - removal["all"]
-        return same + times * (server["add"] + removal["all"] - removal["keys"])
-
     stages = cohort.clock.means()
-    failed = round(dropout * devices)
-    alive = devices - failed
-    partners = neighbours if neighbours < devices - 1 else devices
-    pairs = failed * round(partners * alive / devices)
-    return Row(
+
+    def split(server: dict[str, float], removal: dict[str, float]) -> Seconds:
+        # What is the same for any length was done twice by the remover.
+        numbers = server["add"] + removal["all"] - removal["keys"]
+        return Seconds(sum(server.values()) - removal["keys"] - numbers, numbers / size)
+
+    return Run(
         devices=devices,
-        neighbours=neighbours,
+        neighbours=_graph(devices)[0],
         size=size,
-        dropout=dropout,
-        measured_size=measured,
+        failed=round(dropout * devices),
         stages=stages,
-        device=sum(stages.values()) + (times - 1) * (stages["encode"] + stages["mask"]),
-        device_floor=rates.device(neighbours, size),
-        device_flower=flower.device(neighbours, size),
-        server=aggregator(clock.processor, remover.clock.processor),
-        server_wall=aggregator(clock.wall, remover.clock.wall),
-        server_floor=rates.server(alive, pairs, size),
-        server_flower=flower.server(neighbours, size, alive, failed),
+        device=Seconds(
+            sum(stages.values()) - stages["encode"] - stages["mask"],
+            (stages["encode"] + stages["mask"]) / size,
+        ),
+        aggregator=split(clock.processor, remover.clock.processor),
+        wall=split(clock.wall, remover.clock.wall),
+    )
+
+
+def compare(run: Run, size: int, rates: Rates, flower: flower_secagg.Costs) -> Row:
+    """Return a row for this many numbers from a sum over as many, or fewer."""
+    alive = run.devices - run.failed
+    full = run.neighbours == run.devices - 1
+    pairs = run.failed * (alive if full else round(run.neighbours * alive / run.devices))
+    return Row(
+        devices=run.devices,
+        neighbours=run.neighbours,
+        size=size,
+        failed=run.failed,
+        scaled=run.size < size,
+        stages=run.stages,
+        device=run.device.of(size),
+        device_floor=rates.device(run.neighbours, size),
+        device_flower=flower.device(run.neighbours, size),
+        aggregator=run.aggregator.of(size),
+        wall=run.wall.of(size),
+        aggregator_floor=rates.server(alive, pairs, size),
+        aggregator_flower=flower.server(run.neighbours, size, alive, run.failed),
     )
 
 
@@ -375,13 +411,15 @@ def main() -> None:
     print(_rates_line(rates), file=sys.stderr)
     with TimedRemover(workers=arguments.workers) as remover:
         helpers = remover.warm_up()
-        for devices in arguments.devices:
+        for devices, dropout in itertools.product(arguments.devices, arguments.dropouts):
             neighbours, threshold = _graph(devices)
-            for dropout in arguments.dropouts:
-                costs = flower_secagg.Costs.measure(neighbours + 1, threshold, dropout)
-                for size in arguments.sizes:
-                    rows.append(measure(devices, size, dropout, remover, helpers, rates, costs))
-                    print(_line(rows[-1]), file=sys.stderr)
+            costs = flower_secagg.Costs.measure(neighbours + 1, threshold, dropout)
+            run = None
+            for size in sorted(arguments.sizes):
+                if run is None or devices * (neighbours + 1) * size <= MASKED_NUMBERS:
+                    run = measure(devices, size, dropout, remover, helpers)
+                rows.append(compare(run, size, rates, costs))
+                print(_line(rows[-1]), file=sys.stderr)
     print(_rates_line(rates), _table(rows), sep="\n\n")
     if arguments.json:
         figures = {"rates": asdict(rates), "rows": [asdict(row) for row in rows]}
@@ -522,14 +560,14 @@ def _number(size: int) -> str:
 
 
 def _line(row: Row) -> str:
-    tilde = "~" if row.measured_size < row.size else ""
+    tilde = "~" if row.scaled else ""
     graph = "full" if row.neighbours == row.devices - 1 else f"k={row.neighbours}"
     return (
-        f"| {row.devices}, {graph} | {_number(row.size)} | {row.dropout:.0%} "
+        f"| {row.devices}, {graph} | {_number(row.size)} | {row.failed / row.devices:.0%} "
         f"| {tilde}{_seconds(row.device)} | {row.device / row.device_floor:.2f} "
         f"| {_seconds(row.device_flower)} "
-        f"| {tilde}{_seconds(row.server)} | {row.server / row.server_floor:.2f} "
-        f"| {tilde}{_seconds(row.server_wall)} | {_seconds(row.server_flower)} |"
+        f"| {tilde}{_seconds(row.aggregator)} | {row.aggregator / row.aggregator_floor:.2f} "
+        f"| {tilde}{_seconds(row.wall)} | {_seconds(row.aggregator_flower)} |"
     )
 
 
