@@ -27,12 +27,12 @@ from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 from scipy.optimize import brentq
 
 from fedspk.files import write_json
+from fedspk.secagg.config import PrivacyConfig
 from fedspk.secagg.discrete_gaussian import DiscreteGaussian
 from fedspk.secagg.ledger import spent_epsilon
 from fedspk.secagg.parameters import choose_graph, fewest_survivors
 from fedspk.secagg.privacy import (
     NoisePlan,
-    PrivacyConfig,
     encode_noised,
     honest_shares,
     plan_noise,

@@ -6,9 +6,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedspk.secagg.privacy import PrivacyConfig
-
 Combination = Literal["mean", "median", "trimmed_mean"]
+
+
+class PrivacyConfig(BaseModel):
+    """Differential privacy of a run: how much noise, and when it must stop.
+
+    noise_multiplier: standard deviation of the noise in a sum, over the sum's L2 sensitivity.
+    epsilon, delta: the budget of every device over the whole run; a sum beyond it is refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    noise_multiplier: float = Field(gt=0, le=1e6)
+    epsilon: float = Field(gt=0, le=1e6)
+    delta: float = Field(gt=0, lt=1)
 
 
 class SecureConfig(BaseModel):
@@ -18,11 +30,11 @@ class SecureConfig(BaseModel):
     maximum_weight: a device with more utterances than this counts as having this many.
     precision_bits: most bits of one quantised number; a large cohort leaves fewer.
     cohort_size: devices of one sum at most; larger rounds are divided into cohorts of one size.
-    full_graph_limit: up to so many devices mask with all others, above with some (Bell et al. 2020).
+    full_graph_limit: up to so many devices mask with all others, more with some of them.
     corrupt_fraction, dropout_fraction: shares of a cohort that may be dishonest, or may fail.
     combine: how the cohorts' means become one; "median" and "trimmed_mean" (Yin et al. 2018) bound
-        what a dishonest cohort can do and divide a round into five cohorts or more.
-    attempts: a sum that cannot be finished is tried again, with other devices, so many times in all.
+        what a dishonest cohort can do, and divide a round into five cohorts or more.
+    attempts: how often a sum that cannot be finished is tried in all, with other devices.
     stage_timeout_seconds: how long to wait for the answers of a stage in which nobody trains.
     privacy: noise and budget of differential privacy; None adds no noise.
     """

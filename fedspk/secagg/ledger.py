@@ -15,7 +15,8 @@ import msgspec
 
 from fedspk.errors import FedspkError
 from fedspk.files import write_bytes
-from fedspk.secagg.privacy import NEGLIGIBLE, PrivacyConfig
+from fedspk.secagg.config import PrivacyConfig
+from fedspk.secagg.privacy import NEGLIGIBLE
 
 
 def spent_epsilon(noise_multiplier: float, sums: int, delta: float) -> float:

@@ -20,29 +20,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
 from fedspk.errors import FedspkError
+from fedspk.secagg.config import PrivacyConfig
 from fedspk.secagg.discrete_gaussian import LARGEST_SCALE, DiscreteGaussian, largest_sum
 from fedspk.secagg.masks import MaskedVector
 from fedspk.secagg.quantise import MINIMUM_PRECISION, Quantiser
 
 NEGLIGIBLE = 2.0**-40
 """The probability that a noised sum wraps, and what its noise costs beyond a Gaussian's epsilon."""
-
-
-class PrivacyConfig(BaseModel):
-    """Differential privacy of a run: how much noise, and when it must stop.
-
-    noise_multiplier: standard deviation of the noise in a sum, over the sum's L2 sensitivity.
-    epsilon, delta: the budget of every device over the whole run; a sum beyond it is refused.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    noise_multiplier: float = Field(gt=0, le=1e6)
-    epsilon: float = Field(gt=0, le=1e6)
-    delta: float = Field(gt=0, lt=1)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 from dp_accounting import get_epsilon_gaussian
 
 from fedspk.errors import FedspkError
+from fedspk.secagg.config import PrivacyConfig
 from fedspk.secagg.ledger import PrivacyLedger, spent_epsilon
-from fedspk.secagg.privacy import PrivacyConfig
 
 _CONFIG = PrivacyConfig(noise_multiplier=2.0, epsilon=8.0, delta=1e-3)
 
@@ -80,7 +80,7 @@ def _run(path, code):
     program = (
         "import os, pathlib, signal, sys\n"
         "from fedspk.secagg.ledger import PrivacyLedger\n"
-        "from fedspk.secagg.privacy import PrivacyConfig\n"
+        "from fedspk.secagg.config import PrivacyConfig\n"
         "config = PrivacyConfig(noise_multiplier=2.0, epsilon=8.0, delta=1e-3)\n"
         f"ledger = PrivacyLedger(pathlib.Path(sys.argv[1]), config)\n{code}"
     )

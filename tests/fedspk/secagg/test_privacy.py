@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedspk.errors import FedspkError
+from fedspk.secagg.config import PrivacyConfig
 from fedspk.secagg.discrete_gaussian import DiscreteGaussian
 from fedspk.secagg.privacy import (
-    PrivacyConfig,
     encode_noised,
     honest_shares,
     noise_margin,
