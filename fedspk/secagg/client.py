@@ -334,14 +334,15 @@ class SumClient:
             key = derive_key(sealing_secret, context, "share", index, holder)
             associated = _associated(context, index, holder)
             boxes.append(Box(holder, seal(key, key_share + seed_share, associated)))
+            ours, theirs = _proofs(masking_secret, context, index, holder)
             neighbours.append(
                 Neighbour(
                     index=holder,
                     device=offer.device,
                     opening_key=derive_key(sealing_secret, context, "share", holder, index),
                     mask=common_mask(masking_secret, context, index, holder),
-                    our_proof=_proof(masking_secret, context, index, holder),
-                    their_proof=_proof(masking_secret, context, holder, index),
+                    our_proof=ours,
+                    their_proof=theirs,
                 )
             )
         mask = own_mask(offered.seed, context, index)
@@ -384,9 +385,11 @@ class SumClient:
                 raise SumRefused(f"The survivors are not what was signed: {error}") from error
 
 
-def _proof(secret: bytes, context: bytes, masked: int, neighbour: int) -> bytes:
-    """Return what proves to a neighbour that the vector of `masked` carries their common mask."""
-    return derive_key(secret, context, "proof", masked, neighbour)[:PROOF_BYTES]
+def _proofs(secret: bytes, context: bytes, index: int, other: int) -> tuple[bytes, bytes]:
+    """Return our and their proof that a vector carries the common mask; see `Proof`."""
+    both = derive_key(secret, context, "proof", min(index, other), max(index, other))
+    lower, higher = both[:PROOF_BYTES], both[PROOF_BYTES:]
+    return (lower, higher) if index < other else (higher, lower)
 
 
 def _associated(context: bytes, sender: int, recipient: int) -> bytes:

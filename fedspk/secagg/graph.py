@@ -10,7 +10,6 @@ from functools import cached_property
 from hashlib import shake_256
 
 import numpy as np
-import numpy.typing as npt
 
 
 class Graph:
@@ -52,13 +51,12 @@ class Graph:
         if self.is_full:
             return tuple(other for other in range(self.devices) if other != index)
         ring, places = self._ring
-        half = self.degree // 2
-        steps = np.r_[-half:0, 1 : half + 1]
-        return tuple(np.sort(ring[(places[index] + steps) % self.devices]).tolist())
+        half, place = self.degree // 2, places[index] + self.devices
+        return tuple(sorted(ring[place - half : place] + ring[place + 1 : place + half + 1]))
 
     @cached_property
-    def _ring(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The devices in the ring's order, and the place of each device."""
+    def _ring(self) -> tuple[list[int], list[int]]:
+        """The devices in the ring's order, three times round, and the place of each device."""
         stream = shake_256(b"fedspk/1 ring" + self._context).digest(8 * self.devices)
         ring = np.argsort(np.frombuffer(stream, "<u8"), kind="stable")
-        return ring, np.argsort(ring)
+        return 3 * ring.tolist(), np.argsort(ring).tolist()

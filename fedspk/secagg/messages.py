@@ -200,7 +200,7 @@ class ShareRequest(Message, frozen=True):
     roster: _PerDevice[KeyOffer]
 
 
-class Box(Part, frozen=True):
+class Box(Part, frozen=True, gc=False):
     """Sealed shares, to the device of this index or from it."""
 
     index: _Index
@@ -220,7 +220,7 @@ class UploadRequest(Message, frozen=True):
     boxes: _PerDevice[Box]
 
 
-class Proof(Part, frozen=True):
+class Proof(Part, frozen=True, gc=False):
     """That the vector of one neighbour carries the mask it has in common with another.
 
     The index is the receiver's on the way to the aggregator and the sender's on the way from it.
@@ -251,7 +251,7 @@ class SurvivorsReply(Message, frozen=True):
     signature: _Signature
 
 
-class Signed(Part, frozen=True):
+class Signed(Part, frozen=True, gc=False):
     """The signature of one of a device's neighbours under the survivors."""
 
     index: _Index
@@ -272,7 +272,7 @@ class UnmaskRequest(Message, frozen=True):
     next: OfferRequest | None = None
 
 
-class Share(Part, frozen=True):
+class Share(Part, frozen=True, gc=False):
     """A share of a secret of the device of this index."""
 
     index: _Index

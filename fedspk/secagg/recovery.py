@@ -27,13 +27,21 @@ class SharedSecret:
     device: whose secret it is.
     holders: the holders of its shares, ascending.
     accepts: whether a value is the secret.
-    shares: by position among the holders, as they came in.
+    shares: by holder, as they came in.
     """
 
     device: str
     holders: tuple[int, ...]
     accepts: Callable[[bytes], bool]
     shares: _Shares = field(default_factory=dict, repr=False)
+
+    def positioned(self, shares: _Shares) -> _Shares:
+        """Return some of the shares by position among the holders."""
+        return {
+            position: shares[holder]
+            for position, holder in enumerate(self.holders)
+            if holder in shares
+        }
 
 
 def recover(secrets: Sequence[SharedSecret], threshold: int) -> list[bytes]:
@@ -46,7 +54,7 @@ def recover(secrets: Sequence[SharedSecret], threshold: int) -> list[bytes]:
         if len(secret.shares) < threshold:
             raise _cannot_recover(secret)
     try:
-        values = combine_many([secret.shares for secret in secrets], threshold)
+        values = combine_many([secret.positioned(secret.shares) for secret in secrets], threshold)
     except MessageError:  # a malformed share somewhere
         values = [b""] * len(secrets)
     liars: set[int] = set()
@@ -58,18 +66,16 @@ def recover(secrets: Sequence[SharedSecret], threshold: int) -> list[bytes]:
 
 def _search(secret: SharedSecret, threshold: int, liars: set[int]) -> bytes:
     """Return the secret although some shares are wrong; add their holders to `liars`."""
-    shares = {
-        position: share
-        for position, share in secret.shares.items()
-        if secret.holders[position] not in liars and _is_well_formed(share)
-    }
+    liars |= {holder for holder, share in secret.shares.items() if not _is_well_formed(share)}
+    shares = {holder: s for holder, s in secret.shares.items() if holder not in liars}
     if len(shares) < threshold:
         raise _cannot_recover(secret)
     for subsets in _attempts(shares, threshold):
-        for subset, value in zip(subsets, combine_many(subsets, threshold), strict=True):
+        values = combine_many([secret.positioned(subset) for subset in subsets], threshold)
+        for subset, value in zip(subsets, values, strict=True):
             if secret.accepts(value):
                 trusted = dict(sorted(subset.items())[:threshold])
-                liars |= _contradicting(secret, trusted, threshold)
+                liars |= _contradicting(secret, shares, trusted)
                 return value
     raise _cannot_recover(secret)
 
@@ -78,19 +84,17 @@ def _attempts(shares: _Shares, threshold: int) -> Iterator[list[_Shares]]:
     """Yield what to try: all shares, as they are without the known liars; then subsets."""
     yield [shares]
     if len(shares) > threshold:
-        draw, positions = SystemRandom().sample, sorted(shares)
-        yield [{p: shares[p] for p in draw(positions, threshold)} for _ in range(_SUBSETS)]
+        draw, holders = SystemRandom().sample, sorted(shares)
+        yield [{h: shares[h] for h in draw(holders, threshold)} for _ in range(_SUBSETS)]
 
 
-def _contradicting(secret: SharedSecret, trusted: _Shares, threshold: int) -> set[int]:
-    """Return the holders whose shares do not lie on the polynomials of the trusted ones."""
-    others = {position: secret.shares[position] for position in secret.shares.keys() - trusted}
-    liars = {p for p, share in others.items() if not _is_well_formed(share)}
-    rest = list(others.keys() - liars)
-    some = dict(list(trusted.items())[1:])
-    values = combine_many([some | {position: others[position]} for position in rest], threshold)
-    liars |= {p for p, value in zip(rest, values, strict=True) if not secret.accepts(value)}
-    return {secret.holders[position] for position in liars}
+def _contradicting(secret: SharedSecret, shares: _Shares, trusted: _Shares) -> set[int]:
+    """Return the holders whose shares do not give the secret together with the trusted ones."""
+    others = list(shares.keys() - trusted.keys())
+    base = dict(list(trusted.items())[1:])
+    cases = [secret.positioned(base | {other: shares[other]}) for other in others]
+    values = combine_many(cases, len(trusted))
+    return {o for o, value in zip(others, values, strict=True) if not secret.accepts(value)}
 
 
 def _is_well_formed(share: bytes) -> bool:

@@ -21,7 +21,6 @@ device what its neighbours' messages weigh.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence, Set
 from enum import IntEnum
@@ -258,8 +257,7 @@ class SumServer:
         _check_shares(device, reply.key_shares, holders - self._alive)
         self._answered.add(index)
         for share in (*reply.seed_shares, *reply.key_shares):
-            secret = self._secrets[share.index]
-            secret.shares[bisect_left(secret.holders, index)] = share.share
+            self._secrets[share.index].shares[index] = share.share
 
     def finish(self, remover: MaskRemover | None = None) -> MaskedVector:
         """Remove the masks and return the sum of the survivors' vectors, exact modulo 2^bits.
