@@ -310,7 +310,7 @@ class MaskedEvaluateRequest(EvaluateRequest):
 
 @dataclass(frozen=True)
 class MaskedReply(Record):
-    """A masked vector, by its blob's content hash or as bytes, and the message that goes with it."""
+    """A masked vector, by its blob's content hash or as bytes, and the message beside it."""
 
     body: bytes
     blob: str

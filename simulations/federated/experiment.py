@@ -40,6 +40,7 @@ from simulations.federated.results import (
     mean_cost,
     summarise,
 )
+from simulations.federated.secure import secure_summary
 from simulations.federated.start import (
     check_init,
     check_unheard,
@@ -199,6 +200,7 @@ def _merged(name: str, folds: list[Scored], seed: int) -> ArmResult:
         errors=tuple(device_errors(scores, seed) for scores in devices),
         cost=mean_cost([fold.cost for fold in folds]),
         history=folds[0].history,
+        privacy=folds[0].privacy,
     )
 
 
@@ -220,6 +222,11 @@ def _results(
         "devices": rows,
         "tests": compare_arms(rows),
         "history": {name: list(arm.history) for name, arm in arms.items() if arm.history},
+        "secure": {
+            name: secure_summary(arm.history, arm.privacy)
+            for name, arm in arms.items()
+            if arm.history
+        },
         "corpus": _described(corpus, casts),
         "config": config.model_dump(mode="json"),
         "seed": config.seed,

@@ -18,6 +18,7 @@ from simulations.federated.results import Json
 from simulations.federated.trials import FloatArray, TrialScores
 
 _SIGNIFICANT = 0.05
+_SHOWN_AS_THEY_ARE = ("config", "corpus", "devices", "secure", "summary", "versions")
 _TRAINED_ON_DEVICE = ("individual", "federated", "personalised")
 
 
@@ -49,7 +50,7 @@ def write_report(folder: Path, results: Json, scores: Mapping[str, TrialScores])
             provenance=json.dumps(
                 {key: results[key] for key in ("config", "versions", "seed", "models")}, indent=2
             ),
-            **{key: results[key] for key in ("config", "corpus", "devices", "summary", "versions")},
+            **{key: results[key] for key in _SHOWN_AS_THEY_ARE},
         )
     )
     path = folder / "report.html"

@@ -40,12 +40,16 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm: every device's error rates, the cost, and the learning curve if it has rounds."""
+    """One arm: every device's error rates, the cost, and the learning curve if it has rounds.
+
+    `privacy` says in words what noise on the updates guarantees.
+    """
 
     name: str
     errors: tuple[DeviceErrors, ...]
     cost: ArmCost
     history: tuple[Json, ...] = ()
+    privacy: str | None = None
 
 
 def mean_cost(costs: Sequence[ArmCost]) -> ArmCost:

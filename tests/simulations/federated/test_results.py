@@ -19,6 +19,7 @@ from simulations.federated.results import (
     device_rows,
     summarise,
 )
+from simulations.federated.secure import secure_summary
 from simulations.federated.trials import (
     DeviceErrors,
     DeviceScores,
@@ -55,6 +56,35 @@ def arm(name: str, distance: float, classifier: bool = True) -> ArmResult:
     return ArmResult(name, errors, ArmCost(steps=10, seconds=2.5, bytes=1_000_000))
 
 
+def sums(purpose: str, devices: int, **changes: object) -> Json:
+    """The record of a round's secure sums."""
+    stages = ("offer", "share", purpose, "survivors", "unmask", "sum")
+    return {
+        "purpose": purpose,
+        "cohorts": [devices],
+        "survivors": [devices - 1],
+        "attempts": 1,
+        "discarded": 0,
+        "clipped": 0.25 if purpose == "train" else None,
+        "seconds": dict.fromkeys(stages, 0.5),
+        "bytes_down": 100,
+        "bytes_up": 1000,
+        **changes,
+    }
+
+
+HISTORY: list[Json] = [
+    {"round": 0, "train_loss": None, "validation_loss": 2.0, "secure": [sums("evaluate", 10)]},
+    {"round": 1, "train_loss": 1.5, "validation_loss": None, "secure": [sums("train", 6)]},
+    {
+        "round": 2,
+        "train_loss": 1.4,
+        "validation_loss": 1.0,
+        "secure": [sums("train", 5, attempts=2, seconds={"train": 1.5}), sums("evaluate", 10)],
+    },
+]
+
+
 @pytest.fixture(scope="module")
 def results() -> Json:
     arms = [arm("initial", 1.0, classifier=False), arm("individual", 1.5), arm("federated", 3.0)]
@@ -63,12 +93,8 @@ def results() -> Json:
         "summary": {each.name: summarise(each, seed=0) for each in arms},
         "devices": rows,
         "tests": compare_arms(rows),
-        "history": {
-            "federated": [
-                {"round": 0, "train_loss": None, "validation_loss": 2.0},
-                {"round": 1, "train_loss": 1.5, "validation_loss": 1.0},
-            ]
-        },
+        "history": {"federated": HISTORY},
+        "secure": {"federated": secure_summary(HISTORY, "Noise says so.")},
         "corpus": {
             "name": "made",
             "fingerprint": "0" * 32,
@@ -134,11 +160,36 @@ def test_the_page_is_self_contained_and_its_figures_lie_beside_it(
     page = write_report(tmp_path, results, scores).read_text()
     assert page.count("<svg") == 4
     assert "src=" not in page
+    assert "sums over cohorts of 5 devices or more" in page
+    assert "Noise says so." in page
     assert "2 silent" in page
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {
         f"{n}.{e}" for n in ("devices", "boxes", "det", "learning") for e in ("png", "svg")
     }
+
+
+def test_secure_sums_are_summed_up_by_what_was_summed() -> None:
+    found = secure_summary(HISTORY, None)
+    assert found is not None
+    assert (found["smallest_cohort"], found["privacy"]) == (5, None)
+    updates, validation = found["updates"], found["validation"]
+    assert (updates["rounds"], updates["smallest_cohort"], updates["largest_cohort"]) == (2, 5, 6)
+    assert updates["survivors"] == pytest.approx(9 / 11)
+    assert (updates["retried"], updates["clipped"], updates["bytes_up"]) == (1, 0.25, 2000)
+    assert updates["seconds"]["compute"] == 1.0
+    assert updates["seconds"]["offer"] == 0.25
+    assert (validation["rounds"], validation["clipped"]) == (2, None)
+
+
+def test_a_page_on_updates_sent_in_clear_says_so(results: Json, tmp_path: Path) -> None:
+    in_clear = [record | {"secure": ()} for record in HISTORY]
+    assert secure_summary(in_clear, None) is None
+    scores = {name: pooled_scores([device_scores(0, 2.0)]) for name in results["summary"]}
+    changed = results | {"secure": {"federated": None}}
+    assert "sent their updates in clear" in write_report(tmp_path, changed, scores).read_text()
+    alone = results | {"secure": {}, "history": {}}
+    assert "Secure aggregation" not in write_report(tmp_path, alone, scores).read_text()
 
 
 def test_the_table_has_a_line_an_arm(results: Json) -> None:
