@@ -1,4 +1,4 @@
-"""The keys of a deployment on this machine: a throw-away authority's and the SuperNodes'."""
+"""The keys of a deployment on this machine: a throw-away authority's, and OpenSSH key pairs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import SSHPrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
 from fedspk.files import write_bytes
@@ -76,7 +77,16 @@ def make_certificates(folder: Path, days: int = 30) -> tuple[Path, Path]:
 
 def make_node_key(path: Path) -> Path:
     """Write a SuperNode's key pair as `ssh-keygen -t ecdsa -b 384` does; return the public file."""
-    key = ec.generate_private_key(ec.SECP384R1())
+    return write_key_pair(path, ec.generate_private_key(ec.SECP384R1()))
+
+
+def write_key_pair(path: Path, key: SSHPrivateKeyTypes) -> Path:
+    """Write a private key for OpenSSH (mode 0600) and its public half beside it; return the latter.
+
+    Args:
+        path: of the private key; the public one has `.pub` at the end.
+        key: of any kind that OpenSSH knows.
+    """
     secret = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.OpenSSH,

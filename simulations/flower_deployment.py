@@ -26,6 +26,7 @@ from simulations.flower_processes import (
     check_run,
     config_text,
     end_processes,
+    family_of,
     flower_environment,
     free_ports,
     send_signal,
@@ -84,10 +85,16 @@ class FlowerDeployment:
 
     Args:
         folder: an empty folder for everything that the deployment writes.
+        hub: where the SuperLink finds signed bundles (see `aggregator.bundles`).
+        trusted_entities: file of the keys whose bundles the nodes run; without it they run any.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, hub: str = "", trusted_entities: Path | None = None
+    ) -> None:
         self._folder = folder
+        self._hub = hub
+        self._trusted_entities = trusted_entities
         (self._port,) = free_ports(1)
         self._home = folder / "home"
         self._authority = folder / "ca.crt"
@@ -106,7 +113,9 @@ class FlowerDeployment:
 
     def close(self) -> None:
         """End every process of the deployment; calling it again does nothing."""
-        end_processes({-each.pid for each in self._started})
+        pids = {each.pid for each in self._started if each.poll() is None}
+        # A SuperLink's SuperExec has a group of its own, and what lost its parent has only a group.
+        end_processes(family_of(pids) | {-pid for pid in pids})
         for each in self._started:
             each.wait()
         self._started.clear()
@@ -141,16 +150,16 @@ class FlowerDeployment:
 
     def run(
         self,
-        app: Path,
+        app: Path | str,
         run_config: Mapping[str, ConfigValue],
         *,
         watch: Watch | None = None,
         timeout: float = 3600.0,
     ) -> str:
-        """Run a Flower app folder on the nodes and return what the run logged.
+        """Run a Flower app on the nodes and return what the run logged.
 
         Args:
-            app: the folder of its pyproject.toml.
+            app: the folder of its pyproject.toml, or `@publisher/name==1.2.3` of the hub.
             run_config: overrides of the app's `[tool.flwr.app.config]`.
             watch: called several times a second while the run goes on.
             timeout: seconds.
@@ -160,7 +169,7 @@ class FlowerDeployment:
         """
         command = ["flwr", "run", str(app), _LINK, "--stream"]
         command += ["--run-config", config_text(run_config)]
-        process = self._start(command, self._home, "run.log", cwd=app)
+        process = self._start(command, self._home, "run.log")
         deadline = time.monotonic() + timeout
         while process.poll() is None:
             if time.monotonic() > deadline:
@@ -201,6 +210,8 @@ class FlowerDeployment:
         command += ["--superlink", f"{_HOST}:{self._port}", "--port", str(port)]
         command += ["--auth-supernode-private-key", str(self._node_key(name))]
         command += ["--node-config", config_text(config)]
+        if self._trusted_entities is not None:
+            command += ["--trusted-entities", str(self._trusted_entities)]
         log = f"{name}.log"
         process = self._start(command, self._folder / "nodes" / name / "home", log)
         return FlowerNode(name, process, self._folder / log)
@@ -208,21 +219,22 @@ class FlowerDeployment:
     def _node_key(self, name: str) -> Path:
         return self._folder / "nodes" / name / "key"
 
-    def _start(
-        self, command: list[str], home: Path, log: str, cwd: Path | None = None
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], home: Path, log: str) -> subprocess.Popen[bytes]:
         environment = flower_environment(
-            home, FLWR_SUPEREXEC_TASK_POLL_INTERVAL=_POLL_SECONDS, OMP_NUM_THREADS="1"
+            home,
+            FLWR_SUPEREXEC_TASK_POLL_INTERVAL=_POLL_SECONDS,
+            OMP_NUM_THREADS="1",  # all nodes share this machine
+            **({"FLWR_SUPERGRID_API_URL": self._hub} if self._hub else {}),
         )
         with (self._folder / log).open("wb") as file:
             process = subprocess.Popen(
                 command,
                 env=environment,
-                cwd=cwd or self._folder,
+                cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # its group is the whole tree of its processes
+                start_new_session=True,  # a node's group is the whole tree of its processes
             )
         self._started.append(process)
         return process

@@ -65,11 +65,16 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def family_of(words: Iterable[str]) -> set[int]:
-    """Return the processes whose command line has all these words, and their descendants."""
+def processes_named(words: Iterable[str]) -> set[int]:
+    """Return the processes whose command line has all these words."""
     table = _processes()
-    family = {pid for pid, (*_, command) in table.items() if all(w in command for w in words)}
-    grown = True
+    return {pid for pid, (*_, command) in table.items() if all(w in command for w in words)}
+
+
+def family_of(ancestors: set[int]) -> set[int]:
+    """Return processes with all their descendants."""
+    table = _processes()
+    family, grown = set(ancestors), True
     while grown:
         children = {pid for pid, (parent, *_) in table.items() if parent in family}
         grown = not children <= family

@@ -21,6 +21,7 @@ from simulations.flower_processes import (
     family_of,
     flower_environment,
     free_ports,
+    processes_named,
 )
 
 
@@ -86,4 +87,4 @@ def flower_run(
 
 def _end_superlink(port: int) -> None:
     """End the SuperLink of this port and whatever it started."""
-    end_processes(family_of(["flower-superlink", f"--port {port}"]))
+    end_processes(family_of(processes_named(["flower-superlink", f"--port {port}"])))
