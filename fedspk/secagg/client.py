@@ -24,38 +24,24 @@ Protocol: Bonawitz et al. 2017, figure 4 (the active adversary); Bell et al. 202
 
 from __future__ import annotations
 
-import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from hmac import compare_digest
 from typing import NoReturn
 
 from msgspec.structs import replace
 
 from fedspk.errors import FedspkError
-from fedspk.secagg.device_state import ActiveSum, DeviceState, Neighbour, Offered, Stage
+from fedspk.secagg.dealing import deal, give_shares, make_offer
+from fedspk.secagg.device_state import ActiveSum, DeviceState, Stage
 from fedspk.secagg.errors import MessageError, SumRefused
 from fedspk.secagg.graph import Graph
-from fedspk.secagg.keys import (
-    KEY_BYTES,
-    SIGNATURE_BYTES,
-    AgreementKey,
-    DeviceRegister,
-    Identity,
-    derive_key,
-    seal,
-    unseal,
-)
-from fedspk.secagg.masks import MaskedVector, add_masks, common_mask, own_mask
+from fedspk.secagg.keys import DeviceRegister, Identity
+from fedspk.secagg.masks import MaskedVector, add_masks
 from fedspk.secagg.messages import (
-    PROOF_BYTES,
     Box,
     KeyOffer,
     OfferRequest,
     Proof,
-    Share,
     ShareRequest,
     SharesReply,
     SurvivorsReply,
@@ -71,7 +57,6 @@ from fedspk.secagg.messages import (
     survivors_statement,
 )
 from fedspk.secagg.parameters import is_safe
-from fedspk.secagg.shamir import SHARE_BYTES, split
 
 
 @dataclass(frozen=True)
@@ -168,7 +153,13 @@ class SumClient:
             raise SumRefused("The sum is over another model or configuration than this device's.")
         self._check_terms(terms)
         index = self._find_in(roster, terms, offered.offer)
-        active, boxes = self._share_secrets(request, index, offered)
+        context = sum_context(terms, roster)
+        graph = Graph(terms.clients, terms.degree, context)
+        self._check_signed(request, graph.neighbours(index))
+        try:
+            active, boxes = deal(request, context, index, graph.holders(index), offered)
+        except MessageError as error:
+            raise SumRefused(f"The roster has keys of no use: {error}") from error
         unused = {purpose: o for purpose, o in self._state.offered.items() if o is not offered}
         self._state = replace(self._state, offered=unused, active=active)
         return SharesReply(tuple(boxes))
@@ -193,18 +184,7 @@ class SumClient:
         sharing = [peer for peer in active.neighbours if peer.index in boxes]
         masks = [active.mask, *(peer.mask for peer in sharing)]
         # From here on the vector counts as masked: a second one under these masks must never leave.
-        self._state = replace(
-            self._state,
-            active=replace(
-                active,
-                stage=Stage.MASKED,
-                mask=None,
-                neighbours=tuple(
-                    replace(peer, mask=None, our_proof=b"", box=boxes.get(peer.index))
-                    for peer in active.neighbours
-                ),
-            ),
-        )
+        self._state = replace(self._state, active=active.after_masking(boxes))
         add_masks(values, [mask for mask in masks if mask is not None])
         return UploadReply(tuple(Proof(peer.index, peer.our_proof) for peer in sharing))
 
@@ -245,7 +225,7 @@ class SumClient:
         state, offer = replace(self._state, active=None), None
         if request.next is not None:
             state, offer = self._with_offer(state, request.next)
-        seed_shares, key_shares = _open_shares(active, request.proofs)
+        seed_shares, key_shares = give_shares(active, request.proofs)
         self._state = state
         return UnmaskReply(tuple(seed_shares), tuple(key_shares), offer)
 
@@ -261,23 +241,13 @@ class SumClient:
             raise SumRefused(
                 "Keys for this sum, or for a later one of its run, were offered before."
             )
-        sealing, masking = AgreementKey.generate(), AgreementKey.generate()
-        seed = os.urandom(KEY_BYTES)
-        offer = KeyOffer(
-            device=self._identity.device,
-            sealing_key=sealing.public,
-            masking_key=masking.public,
-            seed_commitment=sha256(seed).digest(),
-            signature=bytes(SIGNATURE_BYTES),
-        )
-        offer = replace(offer, signature=self._identity.sign(offer_statement(request, offer)))
-        fresh = Offered(request, offer, sealing.private, masking.private, seed)
+        fresh = make_offer(self._identity, request)
         state = replace(
             state,
             latest=state.latest | {request.purpose: request},
             offered=state.offered | {request.purpose: fresh},
         )
-        return state, offer
+        return state, fresh.offer
 
     def _check_terms(self, terms: Terms) -> None:
         policy = self._policy
@@ -308,46 +278,15 @@ class SumClient:
             _refuse("This device's own offer is not in the roster as it was sent")
         return roster.index(own)
 
-    def _share_secrets(
-        self, request: ShareRequest, index: int, offered: Offered
-    ) -> tuple[ActiveSum, list[Box]]:
-        """Return the sum to remember and a box for every neighbour."""
-        terms, roster = request.terms, request.roster
-        context = sum_context(terms, roster)
-        holders = Graph(terms.clients, terms.degree, context).holders(index)
-        sealing, masking = AgreementKey(offered.sealing_key), AgreementKey(offered.masking_key)
-        secrets = (offered.masking_key, offered.seed)
-        key_shares, seed_shares = split(secrets, len(holders), terms.threshold)
-        own_share, neighbours, boxes = None, [], []
-        for holder, key_share, seed_share in zip(holders, key_shares, seed_shares, strict=True):
-            if holder == index:
-                own_share = seed_share
-                continue
-            offer = roster[holder]
+    def _check_signed(self, request: ShareRequest, devices: Sequence[int]) -> None:
+        instance = request.terms.instance
+        for index in devices:
+            offer = request.roster[index]
             try:
-                statement = offer_statement(terms.instance, offer)
+                statement = offer_statement(instance, offer)
                 self._register.verify(offer.device, statement, offer.signature)
-                sealing_secret = sealing.agree(offer.sealing_key)
-                masking_secret = masking.agree(offer.masking_key)
             except MessageError as error:
-                raise SumRefused(f"The keys of device {offer.device} are bad: {error}") from error
-            key = derive_key(sealing_secret, context, "share", index, holder)
-            associated = _associated(context, index, holder)
-            boxes.append(Box(holder, seal(key, key_share + seed_share, associated)))
-            ours, theirs = _proofs(masking_secret, context, index, holder)
-            neighbours.append(
-                Neighbour(
-                    index=holder,
-                    device=offer.device,
-                    opening_key=derive_key(sealing_secret, context, "share", holder, index),
-                    mask=common_mask(masking_secret, context, index, holder),
-                    our_proof=ours,
-                    their_proof=theirs,
-                )
-            )
-        mask = own_mask(offered.seed, context, index)
-        active = ActiveSum(terms, context, index, Stage.SHARED, tuple(neighbours), mask, own_share)
-        return active, boxes
+                raise SumRefused(f"The roster has forged or old keys: {error}") from error
 
     def _expect(self, stage: Stage, context: bytes) -> ActiveSum:
         """Return the sum under way if it has come just so far."""
@@ -383,41 +322,6 @@ class SumClient:
                 self._register.verify(devices[signed.index], statement, signed.signature)
             except MessageError as error:
                 raise SumRefused(f"The survivors are not what was signed: {error}") from error
-
-
-def _proofs(secret: bytes, context: bytes, index: int, other: int) -> tuple[bytes, bytes]:
-    """Return our and their proof that a vector carries the common mask; see `Proof`."""
-    both = derive_key(secret, context, "proof", min(index, other), max(index, other))
-    lower, higher = both[:PROOF_BYTES], both[PROOF_BYTES:]
-    return (lower, higher) if index < other else (higher, lower)
-
-
-def _associated(context: bytes, sender: int, recipient: int) -> bytes:
-    return context + struct.pack(">II", sender, recipient)
-
-
-def _open_shares(active: ActiveSum, proofs: Sequence[Proof]) -> tuple[list[Share], list[Share]]:
-    """Return the seed shares of the alive and the key shares of the dead."""
-    proved = {proof.index: proof.proof for proof in proofs}
-    seed_shares, key_shares = [], []
-    if active.own_share is not None:
-        seed_shares.append(Share(active.index, active.own_share))
-    for peer in active.neighbours:
-        dead = peer.index in active.dead
-        if peer.box is None or not (
-            dead or compare_digest(proved.get(peer.index, b""), peer.their_proof)
-        ):
-            continue
-        try:
-            associated = _associated(active.context, peer.index, active.index)
-            shares = unseal(peer.opening_key, peer.box, associated)
-        except MessageError:
-            continue
-        if dead:
-            key_shares.append(Share(peer.index, shares[:SHARE_BYTES]))
-        else:
-            seed_shares.append(Share(peer.index, shares[SHARE_BYTES:]))
-    return sorted(seed_shares, key=lambda share: share.index), key_shares
 
 
 def _is_past(request: OfferRequest, latest: OfferRequest) -> bool:

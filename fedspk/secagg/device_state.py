@@ -7,10 +7,12 @@ answered twice tells more than its sum.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from hashlib import sha256
 
 import msgspec
+from msgspec.structs import replace
 
 from fedspk.errors import FedspkError
 from fedspk.secagg.masks import Stream
@@ -77,6 +79,18 @@ class ActiveSum(_Secret, frozen=True):
     mask: Stream | None
     own_share: bytes | None
     dead: tuple[int, ...] = ()
+
+    def after_masking(self, boxes: Mapping[int, bytes]) -> ActiveSum:
+        """Return the sum with the boxes that came, by sender, and without the masks."""
+        return replace(
+            self,
+            stage=Stage.MASKED,
+            mask=None,
+            neighbours=tuple(
+                replace(peer, mask=None, our_proof=b"", box=boxes.get(peer.index))
+                for peer in self.neighbours
+            ),
+        )
 
 
 class DeviceState(_Secret, frozen=True):

@@ -5,10 +5,12 @@ With `c` the corrupt devices among the holders of one device's shares, `k` of th
 collect t shares of both (Bonawitz et al. 2017, section 6; Bell et al. 2020, the semi-malicious
 condition).
 
-In the k-regular graph a part of the ring must not be summed apart either. Of the last device
-before such a cut, only the holders on its inner side, k/2 of them, and the corrupt ones on the
-outer side help; t > k/2 + c' therefore forbids the cut, whatever the aggregator tells to whom. An
-arc has two ends: its isolation takes two such accidents.
+In the k-regular graph a part of the ring must not be summed apart either. A holder helps to unmask
+a device only if it has masked with it and that one, by its proof, with the holder; a holder whose
+own masks are given away does not help at all, since most of its neighbours have signed that it
+failed. So of the last device before a cut only the holders on its inner side help, k/2 of them, and
+the corrupt ones on the outer side: t > k/2 + c' forbids the cut, whatever the aggregator tells to
+whom. An arc has two ends: its isolation takes two such accidents.
 
 The ring is drawn by hashing what the devices offered, so an aggregator can try many offers of its
 corrupt devices: the accidents are bounded by 2^-64 for one drawing, not by the 2^-40 that suffices
