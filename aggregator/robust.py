@@ -60,7 +60,7 @@ def combine(
     for start in range(0, combined.size, _BLOCK):
         block = np.stack([mean[start : start + _BLOCK] for mean in means])
         if combination == "mean":
-            middle = shares @ block
+            middle = np.einsum("c,cn->n", shares, block)  # @ would wake all cores for so little
         elif combination == "median":
             middle = np.median(block, axis=0)
         else:
@@ -93,8 +93,8 @@ def require_norm(mean: Float64Array, largest: float) -> None:
         FedspkError: it is not finite or longer than `largest_norm`: a device of the cohort did not
             keep to its clip, and the cohort must be left out.
     """
-    squares = (mean[start : start + _BLOCK] for start in range(0, mean.size, _BLOCK))
-    norm = math.sqrt(math.fsum(float(block @ block) for block in squares))
+    blocks = (mean[start : start + _BLOCK] for start in range(0, mean.size, _BLOCK))
+    norm = math.sqrt(math.fsum(float(np.square(block).sum()) for block in blocks))
     if not norm <= largest:
         raise FedspkError(
             f"A cohort's mean has the norm {norm:.4g} where {largest:.4g} is the most that honest "

@@ -13,6 +13,7 @@ identity, register: files (see `fedspk identity`); without them `identity.json` 
     private folder, and `register.json` beside its description.
 minimum-cohort: fewest devices that the device lets its update be summed with; 5, or all the nodes
     of a simulation that deals data to fewer.
+durable-state: false spares a simulation the wait for the disk with every answer of a secure sum.
 plain-updates: true to send updates in clear to runs that ask for it; without it they are refused.
 
 A failure is answered with its kind alone; what happened goes to the log `fedspk.device`.
@@ -317,6 +318,7 @@ def _secure_device(context: Context) -> SecureDevice:
         register=Path(str(node.get("register") or dataset.folder.parent / REGISTER_FILE)),
         policy=DevicePolicy(minimum_cohort=_minimum_cohort(context)),
         folder=dataset.folder,
+        durable=node.get("durable-state") is not False,
     )
 
 

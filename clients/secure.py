@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedspk.errors import FedspkError
-from fedspk.files import write_bytes
+from fedspk.files import atomic_write
 from fedspk.rounds import (
     MaskedEvaluateRequest,
     MaskedTrainRequest,
@@ -62,6 +62,7 @@ class SecureDevice:
         register: file of the fleet's register.
         policy: what it asks of a cohort.
         folder: what is private to it.
+        durable: a power cut is survived too. A simulated device needs not.
 
     Raises (all methods):
         SumRefused: the request breaks a rule.
@@ -69,7 +70,14 @@ class SecureDevice:
     """
 
     def __init__(
-        self, device: str, identity: Path, register: Path, policy: DevicePolicy, folder: Path
+        self,
+        device: str,
+        identity: Path,
+        register: Path,
+        policy: DevicePolicy,
+        folder: Path,
+        *,
+        durable: bool = True,
     ) -> None:
         self._identity = _identity(identity, _modified(identity))
         if self._identity.device != device:
@@ -80,6 +88,7 @@ class SecureDevice:
         self._register = _register(register, _modified(register))
         self._policy = policy
         self._state = folder / _STATE_FILE
+        self._durable = durable
 
     def offer(self, request: SumRequest) -> SumReply:
         """Offer fresh keys."""
@@ -149,7 +158,8 @@ class SecureDevice:
             state = b""
         client = SumClient(self._identity, self._register, self._policy, state)
         yield client
-        write_bytes(self._state, client.state(), mode=0o600)
+        with atomic_write(self._state, 0o600, durable=self._durable) as file:
+            file.write(client.state())
 
 
 def _require_agreed(

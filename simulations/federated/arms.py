@@ -187,12 +187,16 @@ def run_federated(
 
 
 def _policy(run: RunConfig, devices: int) -> dict[str, int | bool]:
-    """Return what every device insists on: a cohort as large as so small a fleet allows."""
+    """Return what every device insists on: a cohort as large as so small a fleet allows.
+
+    An interrupted run begins its sums anew, so a power cut may take what the devices remember.
+    """
     if run.secure is None:
         return {"plain-updates": True}
     asked = min(devices, run.clients_per_round or round(run.client_fraction * devices))
     cohorts = 1 if run.secure.combine == "mean" else FEWEST_COHORTS
-    return {"minimum-cohort": max(2, min(MINIMUM_COHORT, asked // cohorts))}
+    minimum = max(2, min(MINIMUM_COHORT, asked // cohorts))
+    return {"minimum-cohort": minimum, "durable-state": False}
 
 
 def federated_model(stage: Stage, result: FederationResult, run: RunConfig) -> SpeakerModel:
