@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedspk.errors import FedspkError
-from fedspk.rounds import RECORD, Record
+from fedspk.rounds import LONG_VALUES, RECORD, Record
 
 _SHORTEST_POLL_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.5
@@ -99,7 +99,10 @@ def _record(reply: Message) -> Mapping[str, object]:
     record = reply.content.get(RECORD)
     if not isinstance(record, ConfigRecord):
         raise FedspkError("the reply carries no fedspk record")
-    return cast("Mapping[str, object]", record)
+    long = reply.content.get(LONG_VALUES)
+    if not isinstance(long, ArrayRecord):
+        return cast("Mapping[str, object]", record)
+    return {**record, **{name: array.data for name, array in long.items()}}
 
 
 def _one_line(reason: str | None) -> str:

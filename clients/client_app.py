@@ -29,12 +29,13 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedspk.errors import FedspkError
 from fedspk.rounds import (
     DEVICE_LOG,
+    LONG_VALUES,
     RECORD,
     DescribeReply,
     EvaluateReply,
@@ -66,6 +67,7 @@ app = ClientApp()
 _log = logging.getLogger(DEVICE_LOG)
 _DESCRIPTIONS = "device-[0-9]*[0-9].json"
 MINIMUM_COHORT = 5
+_ONE_PIECE = 1 << 16  # bytes
 _RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION, which is not public
 
 
@@ -259,7 +261,18 @@ def _content(message: Message) -> dict[str, object]:
 
 
 def _reply(message: Message, record: dict[str, RecordValue]) -> Message:
-    return Message(RecordDict({RECORD: ConfigRecord(dict(record))}), reply_to=message)
+    """Return the reply; Flower sends a record of settings as one piece, arrays in many."""
+    long = {
+        name: Array("uint8", (len(value),), "bytes", value)
+        for name, value in record.items()
+        if isinstance(value, bytes) and len(value) > _ONE_PIECE
+    }
+    content = RecordDict(
+        {RECORD: ConfigRecord({name: record[name] for name in record if name not in long})}
+    )
+    if long:
+        content[LONG_VALUES] = ArrayRecord(long)
+    return Message(content, reply_to=message)
 
 
 def _dataset(context: Context) -> DeviceDataset:

@@ -25,6 +25,9 @@ RecordValue = bool | int | float | str | bytes
 RECORD = "fedspk"
 """The name of the one record in every message."""
 
+LONG_VALUES = "fedspk.long"
+"""The name of the record of a reply's long values, where Flower carries them in pieces."""
+
 DEVICE_LOG = "fedspk.device"
 """The log of what went wrong on a device."""
 

@@ -171,3 +171,23 @@ def test_importing_a_flower_app_brings_in_no_heavy_library(module):
     code = f"import sys, {module}; print(*sorted({{'torch', 'ray', 'librosa'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
+
+
+class _WeighingGrid(LocalGrid):
+    """A grid that keeps the length of the longest value that is sent as one piece."""
+
+    longest = 0
+
+    def pull_messages(self, message_ids):
+        replies = list(super().pull_messages(message_ids))
+        values = [value for reply in replies for value in reply.content["fedspk"].values()]
+        self.longest = max(self.longest, *(len(v) for v in values if isinstance(v, bytes | str)))
+        return replies
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_updates_that_travel_in_messages_travel_in_pieces(tmp_path, secure):
+    grid_type, changes = _WeighingGrid, {"secure": secure, "update_transport": "message"}
+    result, grid, *_ = _run(tmp_path, SerialExecutor(), grid_type, rounds=1, **changes)
+    assert result.bytes_up > 3 * 250_000
+    assert grid.longest < 10_000
