@@ -411,5 +411,4 @@ def _times(count: int) -> str:
 
 def _size(record: Record) -> int:
     """Return the bytes of a message's content."""
-    values = record.to_record().values()
-    return sum(len(value) for value in values if isinstance(value, bytes | str))
+    return sum(len(value) for value in vars(record).values() if isinstance(value, bytes | str))

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -132,6 +133,7 @@ class RunConfig(BaseModel):
         return self.model_dump_json()
 
     @classmethod
+    @lru_cache(maxsize=8)  # every message of a run carries the same text
     def from_json(cls, text: str) -> RunConfig:
         """Read what `to_json` wrote.
 
@@ -183,7 +185,7 @@ class Record:
 
     def to_record(self) -> dict[str, RecordValue]:
         """Return the fields by name."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_record(cls, record: Mapping[str, object]) -> Self:

@@ -20,7 +20,7 @@ class ArrayStore(Generic[Number]):
     """Flat arrays of one type.
 
     An array torn by a power cut fails its hash and can be put again; `sync` the ones that cannot be
-    made again.
+    made again. What is not kept longer than a run needs no such check.
 
     Raises (all methods):
         FedspkError: an array is missing or damaged, or cannot be written.
@@ -29,6 +29,7 @@ class ArrayStore(Generic[Number]):
     dtype: np.dtype[Number]
     suffix: str
     what: str
+    is_kept = True
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
@@ -63,7 +64,7 @@ class ArrayStore(Generic[Number]):
             array: npt.NDArray[Number] = np.memmap(path, dtype=self.dtype, mode="r")
         except (OSError, ValueError) as error:
             raise FedspkError(f"{path}: {self.what} is missing or empty.") from error
-        if digest not in self._verified:
+        if self.is_kept and digest not in self._verified:
             if array_hash(array) != digest:
                 raise FedspkError(f"{path}: {self.what} is damaged; delete the file and run again.")
             self._verified.add(digest)
@@ -102,11 +103,15 @@ class ArrayStore(Generic[Number]):
 
 
 class BlobStore(ArrayStore[np.uint8]):
-    """Bytes that no process has to understand: masked vectors on their way."""
+    """Bytes on their way to another process of a run, read once: masked vectors.
+
+    None of them outlives the run, so that no power cut can have torn it: its hash is but its name.
+    """
 
     dtype = np.dtype(np.uint8)
     suffix = ".bin"
     what = "a blob"
+    is_kept = False
 
 
 def array_hash(array: npt.NDArray[Any]) -> str:

@@ -7,12 +7,20 @@ import pytest
 from fedspk.errors import FedspkError
 from fedspk.rounds import (
     DescribeReply,
+    DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
+    MaskedEvaluateRequest,
+    MaskedReply,
+    MaskedTrainRequest,
     RunConfig,
+    SumReply,
+    SumRequest,
+    SumShareRequest,
     TrainReply,
     TrainRequest,
 )
+from fedspk.secagg.config import SecureConfig
 
 _MESSAGES = [
     DescribeReply("device-0001"),
@@ -21,6 +29,13 @@ _MESSAGES = [
     TrainReply("device-0001", 12.0, 0.5, 8, 1.5, "", b"\x00\x01"),
     EvaluateRequest("ab" * 32, 3, RunConfig().to_json()),
     EvaluateReply("device-0001", 0.25, 7, 0.1),
+    DescribeRequest(3),
+    SumRequest(b"\x01"),
+    SumShareRequest(b"\x01", "ab" * 32, RunConfig().to_json()),
+    SumReply(b"\x02"),
+    MaskedTrainRequest("ab" * 32, 3, 2, RunConfig().to_json(), b"\x03"),
+    MaskedEvaluateRequest("ab" * 32, 3, RunConfig().to_json(), b"\x03"),
+    MaskedReply(b"\x04", "cd" * 32, b""),
 ]
 
 
@@ -88,3 +103,23 @@ def test_more_rounds_continue_a_run_unless_the_rate_depends_on_their_number():
     assert config.fingerprint() != config.changed(seed=1).fingerprint()
     over_run = config.changed(decay="run")
     assert over_run.fingerprint() != over_run.changed(rounds=9).fingerprint()
+
+
+def test_secure_sums_are_on_unless_they_are_switched_off():
+    config = RunConfig()
+    assert config.secure == SecureConfig()
+    assert config.changed(secure=False).secure is None
+    assert RunConfig.from_json(config.changed(secure=None).to_json()).secure is None
+    own = config.changed(secure={"norm": 0.5})
+    assert own.secure == SecureConfig(norm=0.5)
+    assert RunConfig.from_json(own.to_json()) == own
+    with pytest.raises(FedspkError, match="secure\\.norm"):
+        config.changed(secure={"norm": 0})
+
+
+def test_patience_with_a_sum_does_not_decide_its_numbers():
+    config = RunConfig()
+    slow = config.changed(secure={"attempts": 9, "stage_timeout_seconds": 1.0})
+    assert slow.fingerprint() == config.fingerprint()
+    assert config.changed(secure={"norm": 1.0}).fingerprint() != config.fingerprint()
+    assert config.changed(secure=None).fingerprint() != config.fingerprint()

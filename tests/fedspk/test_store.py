@@ -27,10 +27,3 @@ def test_blobs_and_weights_share_a_folder(tmp_path: Path) -> None:
     assert BlobStore(tmp_path).put(vector.view(np.uint8)) == digest
     WeightStore(tmp_path).remove(digest)
     assert digest in BlobStore(tmp_path)
-
-
-def test_a_damaged_blob_is_refused(tmp_path: Path) -> None:
-    digest = BlobStore(tmp_path).put(np.zeros(4, np.uint8))
-    BlobStore(tmp_path).path(digest).write_bytes(b"\0\0\0\1")
-    with pytest.raises(FedspkError, match="a blob is damaged"):
-        BlobStore(tmp_path).get(digest)

@@ -111,9 +111,8 @@ def _device(context: Context) -> SecureDevice:
     fleet = Path(str(context.node_config["folder"]))
     folder = fleet / _name(context)
     policy = DevicePolicy(minimum_cohort=2)
-    return SecureDevice(
-        _name(context), folder / IDENTITY_FILE, fleet / REGISTER_FILE, policy, folder
-    )
+    identity, register = folder / IDENTITY_FILE, fleet / REGISTER_FILE
+    return SecureDevice(_name(context), identity, register, policy, folder, durable=False)
 
 
 def _index(context: Context) -> int:

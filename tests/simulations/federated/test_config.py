@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedspk.errors import FedspkError
+from fedspk.secagg.config import SecureConfig
 from simulations.federated.config import PRESETS, arm_name, load_config
 
 
@@ -42,6 +43,25 @@ def test_overrides_reach_the_federated_arms_only() -> None:
     assert config.arm("individual", "speech").batch_size == 6
 
 
+def secure(file: Path | None, flag: bool | None) -> SecureConfig | None:
+    flags = {} if flag is None else {"federated.secure": flag}
+    return load_config("default", file, flags).arm("federated", "speech").secure
+
+
+def test_updates_are_summed_securely_unless_the_file_or_the_flag_says_no(tmp_path: Path) -> None:
+    preset = secure(None, None)
+    assert preset is not None
+    assert secure(None, True) == preset
+    assert secure(None, False) is None
+    (tmp_path / "off.toml").write_text("[federated]\nsecure = false\n")
+    (tmp_path / "own.toml").write_text("[federated.secure]\nnorm = 0.5\n")
+    assert secure(tmp_path / "off.toml", None) is None
+    assert secure(tmp_path / "off.toml", True) == SecureConfig()
+    own = secure(tmp_path / "own.toml", True)
+    assert own is not None
+    assert (own.norm, own.maximum_weight) == (0.5, preset.maximum_weight)
+
+
 MISTAKES = {
     "unknown field": ("speed = 3\n", "speed"),
     "unknown field below": ("[run]\nrate = 3\n", "run.rate"),
@@ -49,6 +69,7 @@ MISTAKES = {
     "out of range": ("devices = 1\n", "devices"),
     "wrong arm": ('arms = ["initial", "best"]\n', "arms"),
     "an arm twice": ('arms = ["initial", "initial"]\n', "once"),
+    "a mistake in a table": ("[federated.secure]\nnorm = -1\n", "secure.norm"),
     "not TOML": ("devices =\n", "not valid TOML"),
 }
 
