@@ -12,6 +12,7 @@ from flwr.supercore.fab import Fab
 from flwr.supernode.start_client_internal import _verify_fab
 
 from aggregator.bundles import BundleServer, sign_bundle
+from fedspk.cli import run
 from fedspk.errors import FedspkError
 
 _NAME = "fedspk.fedspk.0-1-0.1a2b3c4d.fab"
@@ -115,3 +116,10 @@ def _key(path, key=None):
     public = key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     path.with_suffix(".pub").write_bytes(public)
     return path
+
+
+def test_the_command_signs(bundle, tmp_path, capsys):
+    key = _key(tmp_path / "release")
+    command = ["bundle", "sign", str(bundle), "--key", str(key), "--signer", "fpk_release"]
+    assert run(command) == 0
+    assert capsys.readouterr().out.strip() == f"{bundle}.signatures.json"
