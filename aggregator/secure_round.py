@@ -7,7 +7,8 @@ devices can have made, or it does not count.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,17 +18,16 @@ from aggregator.optimisers import Float64Array
 from aggregator.record import RoundProgress, SumRecord
 from aggregator.robust import FEWEST_COHORTS, combine, largest_norm, require_norm
 from aggregator.rounds import is_due, require_replies
-from aggregator.secure_sums import CohortSum, SecureSums, SumTask, Tally
+from aggregator.secure_sums import CohortSum, SecureSums, SumTask
 from fedspk.errors import FedspkError
 from fedspk.rounds import (
     MaskedEvaluateRequest,
     MaskedTrainRequest,
-    Purpose,
     RunConfig,
     SumShareRequest,
 )
 from fedspk.secagg.config import SecureConfig
-from fedspk.secagg.contribution import Total, decode_total, sum_terms
+from fedspk.secagg.contribution import decode_total, sum_terms
 from fedspk.secagg.ledger import PrivacyLedger
 from fedspk.secagg.messages import OfferRequest, ShareRequest, Terms, UploadRequest
 from fedspk.seeds import numpy_generator
@@ -83,7 +83,7 @@ class SecureRounds:
         Raises:
             FedspkError: too few devices answered, or a privacy budget is spent.
         """
-        number, config = progress.round, self._config
+        number = progress.round
         following = number + len(state.batches)
 
         def upload(request: UploadRequest) -> MaskedTrainRequest:
@@ -93,7 +93,7 @@ class SecureRounds:
         task = SumTask(
             purpose="train",
             round=number,
-            next_round=following if state.batches and following <= config.rounds else None,
+            next_round=following if state.batches and following <= self._config.rounds else None,
             begin=self._begin,
             terms=self._terms(state.model, self._store.get(state.model).size),
             share=self._share(state.model),
@@ -102,31 +102,19 @@ class SecureRounds:
         robust = self._secure.combine != "mean"
         cohorts = self._cohorts(batch, present, FEWEST_COHORTS if robust else 1)
         spare = sorted(set(present) - set(batch))
-        numpy_generator(config.seed, "spare", number).shuffle(spare)
-        sums, tally = self._sums.collect(task, cohorts, spare, progress)
-        means, weights, accepted = [], [], []
-        for each in sums:
-            try:
-                total = decode_total(each.terms, each.total, len(each.survivors))
-                mean, weight = _believable_mean(each, total)
-            except FedspkError as error:
-                progress.failures.append(f"cohort {each.terms.cohort}: {error}")
-                continue
-            means.append(mean)
-            weights.append(weight)
-            accepted.append((each, total))
-        figures = _added(total for _, total in accepted)
+        numpy_generator(self._config.seed, "spare", number).shuffle(spare)
+        believed = self._collect(task, cohorts, spare, progress)
+        figures = _added(believed)
         progress.asked = sum(map(len, cohorts))
-        progress.answered = sum(len(each.survivors) for each, _ in accepted)
-        progress.steps += round(figures.get("steps", 0))
-        progress.training_seconds += figures.get("seconds", 0.0)
-        clipped = None
-        if figures:
+        progress.answered = sum(cohort.devices for cohort in believed)
+        progress.steps = round(figures.get("steps", 0))
+        if "loss" in figures:
             progress.train_loss = figures["loss"] / progress.answered
-            clipped = figures["clipped"] / progress.answered
-        _record(progress, "train", sums, tally, len(sums) - len(accepted), clipped)
-        require_replies(progress.answered, progress.asked, config, number, progress.failures)
-        return combine(means, weights, self._secure.combine)
+        return combine(
+            [cohort.mean for cohort in believed],
+            [cohort.weight for cohort in believed],
+            self._secure.combine,
+        )
 
     def validate(
         self, state: FederationState, present: Sequence[str], progress: RoundProgress
@@ -136,30 +124,65 @@ class SecureRounds:
         Raises:
             FedspkError: too few devices answered.
         """
-        config = self._config
 
         def upload(request: UploadRequest) -> MaskedEvaluateRequest:
             return MaskedEvaluateRequest(state.model, state.round, self._text, request.encode())
 
-        later = range(state.round + 1, config.rounds + 1)
+        rounds = self._config.rounds
+        later = (r for r in range(state.round + 1, rounds + 1) if is_due(self._config, r))
         task = SumTask(
             purpose="evaluate",
             round=state.round,
-            next_round=next((number for number in later if is_due(config, number)), None),
+            next_round=next(later, None),
             begin=_nothing,
             terms=self._terms(state.model, 0),
             share=self._share(state.model),
             upload=upload,
         )
-        cohorts = self._cohorts(present, present, 1)
-        sums, tally = self._sums.collect(task, cohorts, (), progress)
-        figures = _added(decode_total(each.terms, each.total, len(each.survivors)) for each in sums)
-        answered = sum(len(each.survivors) for each in sums)
-        progress.training_seconds += figures["seconds"]
+        figures = _added(self._collect(task, self._cohorts(present, present, 1), (), progress))
         if figures["examples"]:
             progress.validation_loss = figures["loss"] / figures["examples"]
-        _record(progress, "evaluate", sums, tally, 0, None)
-        require_replies(answered, len(present), config, state.round, progress.failures)
+
+    def _collect(
+        self,
+        task: SumTask,
+        cohorts: Sequence[Sequence[str]],
+        spare: Sequence[str],
+        progress: RoundProgress,
+    ) -> list[_Cohort]:
+        """Return what the cohorts' sums say, those left out that cannot be believed.
+
+        Raises:
+            FedspkError: too few devices are in the sums.
+        """
+        sums, tally = self._sums.collect(task, cohorts, spare, progress)
+        believed = []
+        for each in sums:
+            try:
+                believed.append(_opened(each))
+            except FedspkError as error:
+                progress.failures.append(f"cohort {each.terms.cohort}: {error}")
+        asked = sum(map(len, cohorts))
+        answered = sum(cohort.devices for cohort in believed)
+        require_replies(answered, asked, self._config, task.round, progress.failures)
+        figures = _added(believed)
+        progress.training_seconds += figures.get("seconds", 0.0)
+        progress.bytes_up += tally.bytes_up
+        progress.bytes_down += tally.bytes_down
+        progress.secure.append(
+            SumRecord(
+                purpose=task.purpose,
+                cohorts=tuple(each.terms.clients for each in sums),
+                survivors=tuple(len(each.survivors) for each in sums),
+                attempts=tally.attempts,
+                discarded=len(sums) - len(believed),
+                clipped=figures["clipped"] / answered if "clipped" in figures else None,
+                seconds={name: round(value, 6) for name, value in tally.seconds.items()},
+                bytes_down=tally.bytes_down,
+                bytes_up=tally.bytes_up,
+            )
+        )
+        return believed
 
     def _begin(self, devices: Sequence[str]) -> None:
         if self._ledger is not None:
@@ -196,55 +219,41 @@ def _nothing(_: Sequence[str]) -> None:
     pass
 
 
-def _believable_mean(cohort: CohortSum, total: Total) -> tuple[Float64Array, float]:
-    """Return a cohort's mean delta (n,) and its weight.
+@dataclass(frozen=True)
+class _Cohort:
+    """What a cohort's sum says: the mean delta (n,), its weight, the sums of the figures."""
+
+    devices: int
+    mean: Float64Array
+    weight: float
+    figures: Mapping[str, float]
+
+
+def _opened(cohort: CohortSum) -> _Cohort:
+    """Return what a cohort's sum says.
 
     Raises:
         FedspkError: honest devices cannot have made it.
     """
     terms, devices = cohort.terms, len(cohort.survivors)
+    total = decode_total(terms, cohort.total, devices)
     weight = total.figures.get("weight", devices)  # with noise, every device weighs one
     if not weight > 0:
         raise FedspkError("The weights of a cohort add up to nothing.")
     quantiser = terms.quantiser
     mean = total.values
     mean /= weight
-    # Each device's noise of so many steps, of which `levels` make the norm.
+    # Each device's noise is in steps of which `levels` make the norm.
     noise = terms.noise_scale * math.sqrt(devices) * terms.norm / quantiser.levels / weight
     rounding = quantiser.rounding_error(devices) / weight
     require_norm(mean, largest_norm(terms.norm, terms.size, rounding_error=rounding, noise=noise))
-    return mean, weight
+    return _Cohort(devices, mean, weight, total.figures)
 
 
-def _added(totals: Iterable[Total]) -> dict[str, float]:
+def _added(cohorts: Iterable[_Cohort]) -> dict[str, float]:
     """Return the figures of all cohorts together."""
     sums: dict[str, float] = {}
-    for total in totals:
-        for name, value in total.figures.items():
+    for cohort in cohorts:
+        for name, value in cohort.figures.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums
-
-
-def _record(
-    progress: RoundProgress,
-    purpose: Purpose,
-    sums: Sequence[CohortSum],
-    tally: Tally,
-    discarded: int,
-    clipped: float | None,
-) -> None:
-    progress.bytes_up += tally.bytes_up
-    progress.bytes_down += tally.bytes_down
-    progress.secure.append(
-        SumRecord(
-            purpose=purpose,
-            cohorts=tuple(each.terms.clients for each in sums),
-            survivors=tuple(len(each.survivors) for each in sums),
-            attempts=tally.attempts,
-            discarded=discarded,
-            clipped=clipped,
-            seconds={name: round(value, 6) for name, value in tally.seconds.items()},
-            bytes_down=tally.bytes_down,
-            bytes_up=tally.bytes_up,
-        )
-    )
