@@ -55,8 +55,9 @@ class FlowerNode:
 
     def kill(self) -> None:
         """End the node with all its processes at once, as a power cut does."""
-        send_signal(-self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        if self._process.poll() is None:  # else the number may be another's by now
+            send_signal(-self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def wait(self, timeout: float) -> int:
         """Return how a node that ends by itself ended.
@@ -92,7 +93,7 @@ class FlowerDeployment:
     def __init__(
         self, folder: Path, *, hub: str = "", trusted_entities: Path | None = None
     ) -> None:
-        self._folder = folder
+        self._folder = folder = folder.absolute()
         self._hub = hub
         self._trusted_entities = trusted_entities
         (self._port,) = free_ports(1)
@@ -138,7 +139,11 @@ class FlowerDeployment:
             if registration.wait() != 0:
                 log = (self._folder / f"register-{name}.log").read_text(encoding="utf-8")
                 raise FedspkError(f"{name} cannot be registered: {_tail(log)}")
-        nodes = [self._start_node(name, config) for name, config in configs.items()]
+        ports = free_ports(len(configs))
+        nodes = [
+            self._start_node(name, config, port)
+            for (name, config), port in zip(configs.items(), ports, strict=True)
+        ]
         for node in nodes:
             _await(node.is_connected, f"{node.name} did not connect")
         return nodes
@@ -146,7 +151,7 @@ class FlowerDeployment:
     def start_unregistered_node(self, name: str) -> FlowerNode:
         """Start a node with a key that the SuperLink does not know."""
         make_node_key(self._node_key(name))
-        return self._start_node(name, {})
+        return self._start_node(name, {}, *free_ports(1))
 
     def run(
         self,
@@ -204,8 +209,7 @@ class FlowerDeployment:
 
         _await(answers, "the SuperLink did not come up")
 
-    def _start_node(self, name: str, config: Mapping[str, ConfigValue]) -> FlowerNode:
-        (port,) = free_ports(1)
+    def _start_node(self, name: str, config: Mapping[str, ConfigValue], port: int) -> FlowerNode:
         command = ["flower-supernode", "--root-certificates", str(self._authority)]
         command += ["--superlink", f"{_HOST}:{self._port}", "--port", str(port)]
         command += ["--auth-supernode-private-key", str(self._node_key(name))]
