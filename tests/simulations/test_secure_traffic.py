@@ -12,7 +12,7 @@ from tiny_federation import tiny_config, tiny_fleet, tiny_nodes, tiny_store
 
 from aggregator.federation import run_federation
 from clients import local, secure
-from fedspk.rounds import RECORD
+from fedspk.rounds import LONG_VALUES, RECORD
 from fedspk.store import BlobStore
 from simulations.executors import SerialExecutor
 from simulations.grid import LocalGrid
@@ -42,7 +42,10 @@ class _Recorder(LocalGrid):
         replies = list(super().pull_messages(message_ids))
         for reply in replies:
             kind, device = reply.metadata.message_type, reply.metadata.src_node_id - 2
+            assert set(reply.content) <= {RECORD, LONG_VALUES}
             record = dict(reply.content[RECORD])
+            for name, array in reply.content.get(LONG_VALUES, {}).items():
+                record[name] = array.data
             self.replies.append((kind, device, set(record)))
             self.everything += pickle.dumps(reply)
             if kind.endswith(".masked"):

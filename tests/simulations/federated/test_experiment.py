@@ -69,6 +69,9 @@ def numbers(out: Path) -> dict[str, Any]:
             entry.pop("training_seconds")
             for sums in entry["secure"]:
                 sums.pop("seconds")
+    for sums in results["secure"].values():
+        sums["updates"].pop("seconds")
+        sums["validation"].pop("seconds")
     return results
 
 
