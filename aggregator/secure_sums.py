@@ -290,6 +290,7 @@ class _Passage:
 
     def _abort(self, number: int, error: SumAborted) -> None:
         self.aborted[number] = str(error)
+        self.failed |= set(error.suspects)
         del self._servers[number]
 
     def _stage(

@@ -1,7 +1,8 @@
 """A device's side of a secure sum: it trusts no aggregator and enforces the rules by itself.
 
 1. Keys are fresh for every sum and used for one. A sum once offered for never comes again, nor an
-   earlier one of the same run. Steps come in order, each is answered once.
+   earlier one of the same run, nor another attempt at a round that was unmasked. Steps come in
+   order, each is answered once.
 2. The sum is the one the device means: its run, purpose, round and attempt, as it signed them; its
    model and configuration, as the caller knows them.
 3. The cohort is large enough, sorted, without twins of name or key, of registered devices only; the
@@ -38,6 +39,7 @@ from fedspk.secagg.graph import Graph
 from fedspk.secagg.keys import DeviceRegister, Identity
 from fedspk.secagg.masks import MaskedVector, add_masks
 from fedspk.secagg.messages import (
+    LARGEST_NUMBER,
     Box,
     KeyOffer,
     OfferRequest,
@@ -222,7 +224,7 @@ class SumClient:
         """
         active = self._expect(Stage.SIGNED, request.context)
         self._check_signatures(active, request)
-        state, offer = replace(self._state, active=None), None
+        state, offer = _closed(self._state, active.terms.instance), None
         if request.next is not None:
             state, offer = self._with_offer(state, request.next)
         seed_shares, key_shares = give_shares(active, request.proofs)
@@ -322,6 +324,24 @@ class SumClient:
                 self._register.verify(devices[signed.index], statement, signed.signature)
             except MessageError as error:
                 raise SumRefused(f"The survivors are not what was signed: {error}") from error
+
+
+def _closed(state: DeviceState, answered: OfferRequest) -> DeviceState:
+    """Return the state in which a sum is over and its round never comes again in its run.
+
+    Two sums of one round that differ by one device differ by that device's update.
+    """
+    purpose = answered.purpose
+    last = replace(answered, attempt=LARGEST_NUMBER)
+    latest = state.latest.get(purpose)
+    if latest is None or latest.run != last.run or _is_past(latest, last):
+        state = replace(state, latest=state.latest | {purpose: last})
+    offered = {
+        other: each
+        for other, each in state.offered.items()
+        if other != purpose or not _is_past(each.request, last)
+    }
+    return replace(state, active=None, offered=offered)
 
 
 def _is_past(request: OfferRequest, latest: OfferRequest) -> bool:

@@ -39,13 +39,13 @@ PROOF_BYTES = 16
 BOX_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
 
 _MAXIMUM_BYTES = 1 << 22  # the roster of the largest cohort takes 2.6 MB
-_LARGEST = 2**31 - 1
+LARGEST_NUMBER = 2**31 - 1
 
 Purpose = Literal["train", "evaluate"]
 
 _Index = Annotated[int, Meta(ge=0, lt=MAXIMUM_COHORT)]
-_Number = Annotated[int, Meta(ge=0, le=_LARGEST)]
-_Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
+_Number = Annotated[int, Meta(ge=0, le=LARGEST_NUMBER)]
+_Count = Annotated[int, Meta(ge=1, le=LARGEST_NUMBER)]
 _Run = Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
 _Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _Device = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
