@@ -152,6 +152,18 @@ def test_a_second_list_of_the_dead_is_never_signed():
         simulation.deliver("sign", VICTIM, replace(request, dead=(0,)))
 
 
+def test_a_round_that_was_unmasked_is_not_summed_again_without_one_device():
+    simulation = simulate_to("unmask")
+    later = replace(simulation.request, attempt=simulation.request.attempt + 1)
+    simulation.devices[VICTIM].offer(later)  # asked for in good time, before the answer
+    simulation.deliver("unmask", VICTIM, honest(simulation, "unmask"))
+    client = simulation.devices[VICTIM]
+    for attempt in (later.attempt, later.attempt + 1, 2**31 - 1):
+        with pytest.raises(SumRefused, match="offered before"):
+            client.offer(replace(later, attempt=attempt))
+    client.offer(replace(later, round=later.round + 1, attempt=0))
+
+
 def test_a_sum_gives_way_to_the_next_and_cannot_be_resumed():
     simulation = simulate_to("sign")
     other = Simulation(7, request=make_request(attempt=1))
