@@ -36,7 +36,8 @@ class TestResult:
 class Comparison:
     """Arm `b` against arm `a` over the same devices; every field is finite or None.
 
-    relative_improvement: (mean_a - mean_b) / mean_a, a fraction; None when mean_a is 0.
+    relative_improvement: (mean_a - mean_b) / mean_a, a fraction; None when mean_a is 0, or
+        so near it that the fraction is beyond all numbers.
     effect_size: Cohen's d_z, mean difference a - b over its standard deviation.
     devices_improved: devices whose value is lower under `b`; `devices_equal` are ties.
     """
@@ -84,8 +85,8 @@ def compare(a: str, a_values: Sequence[float], b: str, b_values: Sequence[float]
         devices=len(before),
         mean_a=mean_a,
         mean_b=mean_b,
-        relative_improvement=(mean_a - mean_b) / mean_a if mean_a else None,
-        effect_size=float(difference.mean()) / spread if spread else None,
+        relative_improvement=_ratio(mean_a - mean_b, mean_a),
+        effect_size=_ratio(float(difference.mean()), spread),
         devices_improved=int((difference > 0).sum()),
         devices_equal=int((difference == 0).sum()),
         tests=(paired_t(before, after), welch_t(before, after), wilcoxon(before, after)),
@@ -123,6 +124,11 @@ def _degenerate(test: str, difference: FloatArray) -> TestResult | None:
     if _constant(difference):
         return _without_spread(test, equal=bool(difference[0] == 0))
     return None
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    ratio = part / whole if whole else math.inf
+    return ratio if math.isfinite(ratio) else None
 
 
 def _constant(values: FloatArray) -> bool:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedspk.errors import FedspkError
@@ -62,6 +62,7 @@ def test_one_device_or_a_constant_difference_leaves_the_t_test_undefined() -> No
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(rates, rates), min_size=1, max_size=8))
+@example([(5e-324, 100.0)])
 def test_rows_are_valid_json_whatever_the_values(pairs: list[tuple[float, float]]) -> None:
     a, b = zip(*pairs, strict=True)
     rows = compare("a", a, "b", b).to_rows()
