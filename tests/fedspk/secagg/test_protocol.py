@@ -1,59 +1,120 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from secagg_simulator import STAGES, Simulation, make_request
 
 from fedspk.errors import FedspkError
 from fedspk.secagg.client import DevicePolicy
 from fedspk.secagg.errors import SumAborted
+from fedspk.secagg.graph import Graph
+from fedspk.secagg.messages import sum_context
+from fedspk.secagg.parameters import is_safe
 
 
 @st.composite
-def simulations(draw: st.DrawFn) -> Simulation:
-    """Draw a cohort, its graph, threshold and modulus, and at which stage each device fails."""
-    clients = draw(st.integers(2, 12))
-    failing = st.sampled_from((*STAGES, *["never"] * draw(st.integers(1, 20))))
-    fates = {f"device-{index:03d}": draw(failing) for index in range(clients)}
-    cohort = sum(fate != "offer" for fate in fates.values())
+def simulations(draw: st.DrawFn, clients: st.SearchStrategy[int], ring: bool) -> Simulation:
+    """Draw a cohort, its graph, threshold and modulus, and at which stage each device fails.
+
+    Graph and threshold are among those that the devices' policy allows.
+    """
+    count = draw(clients)
+    names = [f"device-{index:03d}" for index in range(count)]
+    failing = draw(st.integers(0, draw(st.sampled_from([2, count // 3, count]))))
+    fates = {name: draw(st.sampled_from(STAGES)) for name in draw(st.permutations(names))[:failing]}
+    cohort = count - list(fates.values()).count("offer")
+    corrupt = draw(st.sampled_from([0.0, 0.05, 0.1, 0.3]))
+    least = {
+        degree: next(t for t in range(1, cohort + 1) if is_safe(cohort, degree, t, corrupt))
+        for degree in (range(2, cohort - 1, 2) if ring else [cohort - 1] if cohort > 1 else [])
+        if is_safe(cohort, degree, degree if ring else cohort, corrupt)
+    }
     terms = {}
-    if cohort >= 2:
-        degrees = [cohort - 1, *range(2, cohort - 1, 2)]
-        degree = draw(st.sampled_from(degrees))
-        holders = cohort if degree == cohort - 1 else degree
-        threshold = draw(st.integers(holders // 2 + 1, holders))
+    if least:
+        degree = draw(st.sampled_from(sorted(least)))
+        threshold = draw(
+            st.just(least[degree]) | st.integers(least[degree], degree if ring else cohort)
+        )
         terms = {"degree": degree, "threshold": threshold}
         if draw(st.booleans()):
             terms |= {"precision_bits": 8, "modulus_bits": 16}
     return Simulation(
-        clients,
+        count,
         size=draw(st.integers(1, 40)),
+        policy=DevicePolicy(minimum_cohort=2, corrupt_fraction=corrupt if least else 0.0),
         terms=terms,
-        fails={stage: [name for name, fate in fates.items() if fate == stage] for stage in STAGES},
+        fails={stage: [name for name in names if fates.get(name) == stage] for stage in STAGES},
         restarts=draw(st.booleans()),
     )
 
 
-@given(simulations())
-def test_the_sum_is_exact_or_aborts_whoever_fails_whenever(simulation):
-    try:
-        total = simulation.run()
-    except SumAborted:
-        total = None
-    assert not any(simulation.refusals.values())
-    server = simulation.server
-    failures = {stage: len(simulation.fails[stage]) for stage in STAGES[1:]}
-    if total is not None:
-        assert np.array_equal(total, simulation.plain_sum(server.survivors))
-        early = {*simulation.fails["share"], *simulation.fails["upload"]}
-        assert set(server.survivors) == set(server.devices) - early
-    elif server is not None and server.terms.degree == server.terms.clients - 1:
-        assert server.terms.clients - sum(failures.values()) < server.terms.threshold
+def foretold_survivors(simulation: Simulation) -> set[str] | None:
+    """Return the devices that the sum must be over; None when it cannot be finished.
+
+    By the rule alone: at every stage the share of the cohort that the threshold is of the holders
+    must be there, and of every secret that the sum needs so many holders.
+    """
+    server, fails = simulation.server, simulation.fails
+    if server is None:  # fewer than two offers
+        return None
+    terms, devices = server.terms, server.devices
+    graph = Graph(terms.clients, terms.degree, sum_context(terms, server.share_request().roster))
+    threshold = terms.threshold
+    sharers = {i for i, name in enumerate(devices) if name not in fails["share"]}
+    alive = {i for i in sharers if devices[i] not in fails["upload"]}
+    signers = {i for i in alive if devices[i] not in fails["sign"]}
+    voices = {i: len(signers.intersection(graph.neighbours(i))) for i in signers}
+    convinced = {i for i in signers if voices[i] + graph.is_full >= threshold}
+    givers = {i for i in convinced if devices[i] not in fails["unmask"]}
+    masked_with = {i for i in sharers - alive if alive.intersection(graph.neighbours(i))}
+
+    def hold(owners: set[int], holders: set[int]) -> bool:
+        return all(len(holders.intersection(graph.holders(i))) >= threshold for i in owners)
+
+    holders = terms.clients if graph.is_full else terms.degree
+    can_finish = (
+        min(len(sharers), len(alive)) * holders >= threshold * terms.clients
+        and hold(sharers, sharers)
+        and all(hold(alive | masked_with, group) for group in (alive, convinced, givers))
+    )
+    return {devices[i] for i in alive} if can_finish else None
+
+
+@pytest.mark.parametrize(
+    ("clients", "ring", "examples"),
+    [(st.integers(2, 12), False, 80), (st.integers(8, 40), True, 60)],
+    ids=["full", "ring"],
+)
+def test_the_sum_is_finished_and_exact_just_when_enough_remain(clients, ring, examples):
+    outcomes = Counter()
+
+    @settings(max_examples=examples, deadline=None, derandomize=True)
+    @given(simulations(clients, ring))
+    def check(simulation):
+        try:
+            total = simulation.run()
+        except SumAborted:
+            total = None
+        assert not any(simulation.refusals.values())
+        foretold = foretold_survivors(simulation)
+        assert (total is None) == (foretold is None)
+        if total is not None:
+            assert set(simulation.server.survivors) == foretold
+            assert np.array_equal(total, simulation.plain_sum(sorted(foretold)))
+        failed = any(simulation.fails[stage] for stage in STAGES[1:])
+        outcomes[total is not None, failed, simulation.policy.corrupt_fraction > 0] += 1
+
+    check()
+    for failed, corrupt in itertools.product([False, True], repeat=2):
+        assert outcomes[True, failed, corrupt] >= 3
+    assert outcomes[False, True, True] >= 3
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
