@@ -11,8 +11,12 @@ What the device insists on is the node's configuration alone:
 
 identity, register: files (see `fedspk identity`); without them `identity.json` in the device's
     private folder, and `register.json` beside its description.
-minimum-cohort: fewest devices that the device lets its update be summed with; 5, or all the nodes
-    of a simulation that deals data to fewer.
+minimum-cohort: fewest devices of a sum that the device takes part in, those that failed not
+    counted; 5, or all the nodes of a simulation (`num-partitions`) of fewer. It bounds one sum: two
+    sums over almost the same devices still differ by one device's update.
+minimum-noise: least noise in every sum of updates, as a multiple of the sum's sensitivity, when
+    only the fewest devices remain and the corrupt ones add none; 0, for any. Validation losses
+    carry no noise whatever this says.
 durable-state: false spares a simulation the wait for the disk with every answer of a secure sum.
 plain-updates: true to send updates in clear to runs that ask for it; without it they are refused.
 
@@ -24,6 +28,7 @@ Heavy libraries are imported where a message needs them: a deployment starts a p
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
@@ -170,8 +175,6 @@ def train_masked(message: Message, context: Context) -> Message:
 @_discreet
 def evaluate_masked(message: Message, context: Context) -> Message:
     """Return the validation loss of a model under masks."""
-    import math
-
     from clients.secure import Contribution
 
     request = MaskedEvaluateRequest.from_record(_content(message))
@@ -329,7 +332,9 @@ def _secure_device(context: Context) -> SecureDevice:
         dataset.device,
         identity=Path(str(node.get("identity") or dataset.folder / IDENTITY_FILE)),
         register=Path(str(node.get("register") or dataset.folder.parent / REGISTER_FILE)),
-        policy=DevicePolicy(minimum_cohort=_minimum_cohort(context)),
+        policy=DevicePolicy(
+            minimum_cohort=_minimum_cohort(context), minimum_noise=_minimum_noise(context)
+        ),
         folder=dataset.folder,
         durable=node.get("durable-state") is not False,
     )
@@ -338,14 +343,24 @@ def _secure_device(context: Context) -> SecureDevice:
 def _minimum_cohort(context: Context) -> int:
     given = context.node_config.get("minimum-cohort")
     if given is None:
-        is_dealt = not context.node_config.get("device")  # the data, in a simulation
-        return max(2, min(MINIMUM_COHORT, _partitions(context))) if is_dealt else MINIMUM_COHORT
+        is_simulated = "num-partitions" in context.node_config
+        return max(2, min(MINIMUM_COHORT, _partitions(context))) if is_simulated else MINIMUM_COHORT
     if not isinstance(given, int) or given < 2:
         raise FedspkError(
             f"The node's minimum-cohort is {given!r}; give 2 or more: the sum over one device is "
             "its update."
         )
     return given
+
+
+def _minimum_noise(context: Context) -> float:
+    given = context.node_config.get("minimum-noise", 0.0)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+        raise FedspkError(
+            f"The node's minimum-noise is {given!r}; give a multiple of the sensitivity, such as "
+            "1.0, or 0 for sums of any noise."
+        )
+    return float(given)
 
 
 def _store(context: Context) -> WeightStore:

@@ -1,12 +1,16 @@
 """A device's part in secure sums: its files around `fedspk.secagg.client`, which has the rules.
 
 What the device remembers lies in one file in its private folder. Every answer is written there
-before it leaves, so that after a power cut no step is answered twice. One run at a time: a second
-one would give up the sum of the first.
+before it leaves, so that after a power cut no step of a sum is answered twice. One step at a time,
+training included: a lock beside the file keeps every other process out. One run at a time: a second
+one would give up the sum of the first, and its rounds would be forgotten (see
+`fedspk.secagg.client` for what that leaves open).
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedspk.errors import FedspkError
-from fedspk.files import atomic_write
+from fedspk.files import atomic_write, remove_partial
 from fedspk.rounds import (
     MaskedEvaluateRequest,
     MaskedTrainRequest,
@@ -43,6 +47,7 @@ from fedspk.secagg.messages import (
 )
 
 _STATE_FILE = "secure-sums.state"
+_LOCK_FILE = "secure-sums.lock"
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,12 @@ class SecureDevice:
         device: the device's name.
         identity: file of its identity.
         register: file of the fleet's register.
-        policy: what it asks of a cohort.
+        policy: what it asks of every sum.
         folder: what is private to it.
         durable: a power cut is survived too. A simulated device needs not.
 
     Raises (all methods):
-        SumRefused: the request breaks a rule.
+        SumRefused: the request breaks a rule, or the device is at another step.
         FedspkError: a file is missing or broken, or of another device.
     """
 
@@ -88,6 +93,7 @@ class SecureDevice:
         self._register = _register(register, _modified(register))
         self._policy = policy
         self._state = folder / _STATE_FILE
+        self._lock = folder / _LOCK_FILE
         self._durable = durable
 
     def offer(self, request: SumRequest) -> SumReply:
@@ -125,13 +131,15 @@ class SecureDevice:
         compute: Callable[[], Contribution],
     ) -> tuple[bytes, MaskedVector]:
         """Compute what the sum is over; return it masked, and the message that goes with it."""
+        upload = UploadRequest.decode(request.body)
         with self._client() as client:
             terms = _require_agreed(client.terms, request, purpose)
+            client.check_upload(upload)
             contribution = compute()
             seed = RunConfig.from_json(request.config).seed
             rounding = rounding_key(seed, purpose, self._identity.device, request.round)
             vector = encode_contribution(terms, contribution.delta, contribution.figures, rounding)
-            reply = client.mask(UploadRequest.decode(request.body), vector)
+            reply = client.mask(upload, vector)
         return reply.encode(), vector
 
     def survivors(self, request: SumRequest) -> SumReply:
@@ -152,14 +160,37 @@ class SecureDevice:
 
         A block that ends with an error leaves the file as it was.
         """
+        with _locked(self._lock):
+            remove_partial(self._state)  # it may hold secrets of a sum
+            try:
+                state = self._state.read_bytes()
+            except FileNotFoundError:
+                state = b""
+            client = SumClient(self._identity, self._register, self._policy, state)
+            yield client
+            with atomic_write(self._state, 0o600, durable=self._durable) as file:
+                file.write(client.state())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep every other step of the device out until the block, or the process, ends.
+
+    A step that read the state before another wrote it would put the older one back.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise FedspkError(f"{path}: cannot be written ({error.strerror}).") from error
+    with os.fdopen(descriptor, "rb"):
         try:
-            state = self._state.read_bytes()
-        except FileNotFoundError:
-            state = b""
-        client = SumClient(self._identity, self._register, self._policy, state)
-        yield client
-        with atomic_write(self._state, 0o600, durable=self._durable) as file:
-            file.write(client.state())
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SumRefused(
+                "This device is still at another step of a secure sum; ask again when that ends."
+            ) from None
+        yield
 
 
 def _require_agreed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import tempfile
@@ -51,6 +52,13 @@ def atomic_write(path: Path, mode: int = 0o644, *, durable: bool = True) -> Iter
             temporary.unlink(missing_ok=True)
 
 
+def remove_partial(path: Path) -> None:
+    """Delete what killed processes left of their writes to `path`; nobody may be writing it."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write `data` to `path` atomically."""
     with atomic_write(path, mode) as file:
@@ -77,7 +85,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FedspkError(f"{path}: is not valid JSON ({error}).") from error
 
 

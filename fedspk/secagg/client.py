@@ -1,18 +1,20 @@
 """A device's side of a secure sum: it trusts no aggregator and enforces the rules by itself.
 
-1. Keys are fresh for every sum and used for one. A sum once offered for never comes again, nor an
-   earlier one of the same run, nor another attempt at a round that was unmasked. Steps come in
-   order, each is answered once.
+1. Keys are fresh for every sum and used for one. Within a run no sum comes again once keys were
+   offered for it, nor an earlier one, nor another attempt at a round that was unmasked. Steps come
+   in order, each is answered once.
 2. The sum is the one the device means: its run, purpose, round and attempt, as it signed them; its
    model and configuration, as the caller knows them.
-3. The cohort is large enough, sorted, without twins of name or key, of registered devices only; the
-   device's own offer is in it as it was sent; every neighbour's is signed for this very sum.
-4. Threshold and degree are safe against the policy's share of corrupt devices; no sum can wrap.
+3. The cohort is as large as the policy asks, sorted, without twins of name or key, of registered
+   devices only; the device's own offer is in it as it was sent; every neighbour's is signed for
+   this very sum.
+4. Threshold and degree are safe against the policy's share of corrupt devices; no sum can wrap; an
+   update is summed under as much noise as the policy asks.
 5. Shares of at least a threshold of neighbours arrived before the device masks; a neighbour that is
    said to be alive is one of those.
 6. The aggregator names the dead and the device derives who is alive: never itself dead, nobody
-   twice, enough alive. It gives a seed's share of the alive and a key's share of the dead, so never
-   both of anybody.
+   twice, enough alive for the threshold and for the policy's smallest cohort. It gives a seed's
+   share of the alive and a key's share of the dead, so never both of anybody.
 7. It gives shares only after a threshold of its neighbours has signed the same dead, and a seed's
    share only of a neighbour that proves to have masked with it.
 8. Then it forgets everything secret of the sum.
@@ -20,11 +22,17 @@
 What came in is checked before anything changes; a refused message leaves the device as it was. The
 caller must have `state()` on disk before it sends a reply, and must never go back to older bytes.
 
+What no rule prevents: of each purpose the device remembers one run, the last that it was asked for.
+An aggregator that names a new run, or changes the model a little and goes on to the next round, can
+ask for the same training again among almost the same devices; the two sums differ by the update of
+the device that was left out. Only noise hides that (see docs/threat-model.md).
+
 Protocol: Bonawitz et al. 2017, figure 4 (the active adversary); Bell et al. 2020, algorithm 3.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -59,14 +67,18 @@ from fedspk.secagg.messages import (
     survivors_statement,
 )
 from fedspk.secagg.parameters import is_safe
+from fedspk.secagg.privacy import honest_shares, share_scale
 
 
 @dataclass(frozen=True)
 class DevicePolicy:
     """What a device asks of every sum, whatever the aggregator says.
 
-    minimum_cohort: fewest devices of a cohort.
+    minimum_cohort: fewest devices of a cohort, and of those of it that remain in the sum.
     corrupt_fraction: share of a cohort that may be in league with the aggregator.
+    minimum_noise: least noise in a sum of updates when only the fewest devices remain and the
+        corrupt ones add none, as a multiple of the sum's L2 sensitivity; 0 asks for none. Sums of
+        figures alone, such as validation losses, carry no noise and are not held to it.
 
     Raises:
         FedspkError: no sum can be safe under such a policy.
@@ -74,12 +86,18 @@ class DevicePolicy:
 
     minimum_cohort: int = 5
     corrupt_fraction: float = 0.1
+    minimum_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.minimum_cohort < 2 or not 0 <= self.corrupt_fraction < 1 / 3:
             raise FedspkError(
                 "A device's policy needs a minimum cohort of 2 or more devices and a corrupt "
                 "fraction below 1/3."
+            )
+        if not 0 <= self.minimum_noise < math.inf:
+            raise FedspkError(
+                f"A device's policy cannot ask for noise of {self.minimum_noise} times the "
+                "sensitivity; give a number that is not negative."
             )
 
 
@@ -166,6 +184,14 @@ class SumClient:
         self._state = replace(self._state, offered=unused, active=active)
         return SharesReply(tuple(boxes))
 
+    def check_upload(self, request: UploadRequest) -> None:
+        """Refuse what `mask` would refuse, before a vector is computed for it.
+
+        Raises:
+            SumRefused: rule 1 or 5 is broken.
+        """
+        self._check_boxes(self._expect(Stage.SHARED, request.context), request.boxes)
+
     def mask(self, request: UploadRequest, values: MaskedVector) -> UploadReply:
         """Mask the quantised vector in place; it goes to the aggregator beside the reply.
 
@@ -202,8 +228,11 @@ class SumClient:
             _refuse("The list of the dead is not ascending or names a device out of range")
         if active.index in dead:
             _refuse("The list of the dead names this device")
-        if terms.clients - len(dead) < terms.fewest_survivors:
+        survivors = terms.clients - len(dead)
+        if survivors < terms.fewest_survivors:
             _refuse(f"Fewer than {terms.fewest_survivors} of {terms.clients} devices are alive")
+        if survivors < self._policy.minimum_cohort:
+            _refuse(f"A sum over {survivors} is smaller than {self._policy.minimum_cohort}")
         alive = [peer for peer in active.neighbours if peer.index not in dead]
         if any(peer.box is None for peer in alive):
             _refuse("A neighbour that did not share its secrets with this device is called alive")
@@ -261,9 +290,15 @@ class SumClient:
                 f"{terms.clients} devices of which {policy.corrupt_fraction:.0%} may be corrupt"
             )
         try:
-            _ = terms.quantiser
+            quantiser = terms.quantiser
+            honest = honest_shares(terms.clients, terms.fewest_survivors, policy.corrupt_fraction)
         except FedspkError as error:
             raise SumRefused(f"The terms do not hold a sum: {error}") from error
+        if terms.size and terms.noise_scale < share_scale(policy.minimum_noise, quantiser, honest):
+            _refuse(
+                f"The noise may be less than {policy.minimum_noise:g} times the sensitivity of the "
+                "sum"
+            )
 
     def _find_in(self, roster: Sequence[KeyOffer], terms: Terms, own: KeyOffer) -> int:
         """Return this device's index in a roster that obeys the rules."""
@@ -327,7 +362,7 @@ class SumClient:
 
 
 def _closed(state: DeviceState, answered: OfferRequest) -> DeviceState:
-    """Return the state in which a sum is over and its round never comes again in its run.
+    """Return the state in which a sum is over and its round does not come again in its run.
 
     Two sums of one round that differ by one device differ by that device's update.
     """

@@ -96,7 +96,7 @@ class ActiveSum(_Secret, frozen=True):
 class DeviceState(_Secret, frozen=True):
     """Everything a device remembers.
 
-    latest: the last sum of each purpose for which it has offered keys.
+    latest: the last sum of each purpose for which it has offered keys; nothing of earlier runs.
     offered: the offers among them that are still unused.
     active: the sum it takes part in.
     """
@@ -122,7 +122,7 @@ class DeviceState(_Secret, frozen=True):
         if data[:1] == _VERSION and digest == _digest(content):
             try:
                 return msgspec.msgpack.decode(content, type=cls)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass
         raise FedspkError(
             "The state of this device's secure sums is damaged or of another version; "

@@ -96,9 +96,8 @@ def plan_noise(
 ) -> NoisePlan:
     """Return the finest encoding, of at most `precision_bits`, in which sum and noise never wrap.
 
-    A share of the noise has the scale noise_multiplier * sensitivity / sqrt(honest), so that
-    `honest_shares` of them have noise_multiplier * sensitivity. "Never" leaves a probability of
-    2^-40. Aggregator and devices compute the same plan from the run's configuration.
+    "Never" leaves a probability of 2^-40. Aggregator and devices compute the same plan from the
+    run's configuration.
 
     Raises:
         FedspkError: no encoding holds the noise, or the noise is so small that its steps show.
@@ -113,7 +112,7 @@ def plan_noise(
     )
     for bits in range(widest.precision_bits, MINIMUM_PRECISION - 1, -1):
         plain = replace(widest, precision_bits=bits)
-        scale = privacy.noise_multiplier * plain.sensitivity / math.sqrt(honest)
+        scale = share_scale(privacy.noise_multiplier, plain, honest)
         if scale > LARGEST_SCALE:
             continue
         margin = noise_margin(scale, clients, size)
@@ -134,6 +133,14 @@ def plan_noise(
         f"than {MINIMUM_PRECISION} bits for the updates of {clients} devices; lower "
         "noise_multiplier."
     )
+
+
+def share_scale(noise_multiplier: float, quantiser: Quantiser, honest: int) -> float:
+    """Return the scale of one device's noise, in integer steps.
+
+    So many honest shares together have noise_multiplier * sensitivity.
+    """
+    return noise_multiplier * quantiser.sensitivity / math.sqrt(honest)
 
 
 def noise_margin(scale: float, clients: int, size: int) -> int:
