@@ -6,6 +6,7 @@ checks that it refuses, and that the honest request still finds it as it was.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from fedspk.secagg.messages import (
     ShareRequest,
     Signed,
     SurvivorsRequest,
+    UnmaskRequest,
+    UploadRequest,
     offer_statement,
     sum_context,
     survivors_statement,
@@ -327,6 +330,23 @@ def test_swapped_keys_are_refused(field):
     assert_refused(simulation, "share", replace(request, roster=tuple(roster)), "device-005")
 
 
+def test_keys_that_two_devices_have_changed_for_each_others_are_refused():
+    simulation = simulate_to("share")
+    request = honest(simulation, "share")
+    fourth, fifth = request.roster[4:6]
+    crossed = (replace(fifth, device=fourth.device), replace(fourth, device=fifth.device))
+    roster = (*request.roster[:4], *crossed, request.roster[6])
+    assert_refused(simulation, "share", replace(request, roster=roster), "device-004")
+
+
+def test_keys_without_a_signature_are_refused():
+    simulation = simulate_to("share")
+    request = honest(simulation, "share")
+    unsigned = replace(request.roster[5], signature=bytes(64))
+    roster = (*request.roster[:5], unsigned, request.roster[6])
+    assert_refused(simulation, "share", replace(request, roster=roster), "device-005")
+
+
 @pytest.mark.parametrize(
     "earlier", [{"run": "ab"}, {"purpose": "evaluate"}, {"round": 2}, {"attempt": 1}], ids=str
 )
@@ -394,6 +414,43 @@ def test_a_threshold_counts_on_the_corrupt_of_the_policy():
     )
     with pytest.raises(SumRefused, match="not safe"):
         strict.deliver("share", VICTIM, honest(strict, "share"))
+
+
+def test_an_update_is_summed_under_as_much_noise_as_the_policy_asks_or_not_at_all():
+    # Of 7 devices 5 may remain; none is corrupt. Every device adds noise of scale s.
+    sensitivity = make_terms(make_request(), 7).quantiser.sensitivity
+    enough = sensitivity / math.sqrt(5)
+    policy = DevicePolicy(minimum_cohort=2, corrupt_fraction=0.0, minimum_noise=1.0)
+    for scale in (0.0, 0.999 * enough, enough, 2 * enough):
+        simulation = simulate_to("share", policy=policy, terms={"noise_scale": scale})
+        if scale < enough:
+            with pytest.raises(SumRefused, match="noise may be less than 1 times"):
+                simulation.deliver("share", VICTIM, honest(simulation, "share"))
+        else:
+            simulation.deliver("share", VICTIM, honest(simulation, "share"))
+
+
+def test_the_noise_of_the_corrupt_of_the_policy_does_not_count():
+    # Of 20 devices 14 may remain, and 2 of them may be corrupt.
+    scale = make_terms(make_request(), 20).quantiser.sensitivity / math.sqrt(14)
+    fields = {"clients": 20, "terms": {"noise_scale": scale}}
+    trusting = DevicePolicy(corrupt_fraction=0.0, minimum_noise=1.0)
+    simulation = simulate_to("share", policy=trusting, **fields)
+    simulation.deliver("share", VICTIM, honest(simulation, "share"))
+    wary = DevicePolicy(corrupt_fraction=0.1, minimum_noise=1.0)
+    simulation = simulate_to("share", policy=wary, **fields)
+    with pytest.raises(SumRefused, match="noise may be less"):
+        simulation.deliver("share", VICTIM, honest(simulation, "share"))
+
+
+def test_figures_without_an_update_are_summed_without_noise():
+    policy = DevicePolicy(minimum_cohort=2, corrupt_fraction=0.0, minimum_noise=1.0)
+    request = make_request(purpose="evaluate")
+    figures = simulate_to("share", policy=policy, size=0, terms={"counters": 3}, request=request)
+    figures.deliver("share", VICTIM, honest(figures, "share"))
+    update = simulate_to("share", policy=policy, terms={"counters": 3}, request=request)
+    with pytest.raises(SumRefused, match="noise may be less"):
+        update.deliver("share", VICTIM, honest(update, "share"))
 
 
 def test_a_sparse_ring_is_refused_under_the_usual_policy():
@@ -492,6 +549,16 @@ def test_a_list_of_the_dead_is_refused_that(case):
     simulation = simulate_to("sign")
     bent = replace(honest(simulation, "sign"), dead=dead)
     assert_refused(simulation, "sign", bent, because)
+
+
+def test_no_fewer_devices_than_the_policy_asks_remain_in_the_sum():
+    policy = DevicePolicy(minimum_cohort=6, corrupt_fraction=0.0)
+    simulation = simulate_to("sign", policy=policy)  # of 7, of which the threshold asks 5
+    request = honest(simulation, "sign")
+    bent = replace(request, dead=(0, 1))
+    assert_refused(simulation, "sign", bent, "A sum over 5 is smaller than 6")
+    simulation = simulate_to("sign", policy=policy)
+    simulation.deliver("sign", VICTIM, replace(honest(simulation, "sign"), dead=(0,)))
 
 
 def test_in_a_ring_a_threshold_of_the_own_neighbours_is_alive():
@@ -646,6 +713,97 @@ def test_two_rosters_for_two_halves_give_shares_of_neither():
     assert set(simulation.refusals["upload"]) == set(other_half)  # whose context is another
 
 
+def tell_one(simulation: Simulation, request: ShareRequest) -> tuple[set[int], set[int]]:
+    """Tell one device another story than the others; return whose boxes it can open, and they.
+
+    The aggregator has everybody's signing keys and lets the device unmask what it likes: a share of
+    the masking key of device 0, whose box has come, and who is said to have failed.
+    """
+    device, terms = simulation.devices[VICTIM], request.terms
+    boxes = {VICTIM: device.share(request, model=terms.model, config=terms.config).boxes}
+    for name, other in simulation.requests["share"].items():
+        if name != VICTIM:
+            boxes[name] = simulation.deliver("share", name, other).boxes
+    opened = {}
+    for name, told in ((VICTIM, request), ("device-003", honest(simulation, "share"))):
+        index, dead = simulation.names.index(name), 0 if name == VICTIM else ME
+        context = sum_context(told.terms, told.roster)
+        received = tuple(
+            replace(box, index=sender)
+            for sender, other in enumerate(simulation.names)
+            for box in boxes[other]
+            if box.index == index
+        )
+        client = simulation.devices[name]
+        quantiser = told.terms.quantiser
+        client.mask(UploadRequest(context, received), np.zeros(quantiser.length, quantiser.dtype))
+        client.sign_survivors(SurvivorsRequest(context, (dead,)))
+        statement = survivors_statement(context, (dead,))
+        signatures = tuple(
+            Signed(peer, simulation.identities[other].sign(statement))
+            for peer, other in enumerate(simulation.names)
+            if peer not in {index, dead}
+        )
+        reply = client.unmask(UnmaskRequest(context, signatures, ()))
+        opened[name] = {share.index for share in reply.key_shares}
+    return opened[VICTIM], opened["device-003"]
+
+
+OTHER_TERMS = {
+    "cohort": 1,
+    "model": "e" * 64,
+    "config": "e" * 64,
+    "size": 5,
+    "counters": 1,
+    "precision_bits": 9,
+    "modulus_bits": 32,
+    "norm": 2.0,
+    "maximum_weight": 8,
+    "noise_scale": 1.0,
+    "threshold": 6,
+}
+
+
+def test_devices_that_are_told_the_same_open_each_others_boxes():
+    simulation = simulate_to("share")
+    assert tell_one(simulation, honest(simulation, "share")) == ({0}, {ME})
+
+
+@pytest.mark.parametrize("field", OTHER_TERMS)
+def test_a_device_that_is_told_other_terms_has_no_key_in_common_with_the_rest(field):
+    simulation = simulate_to("share", terms={"precision_bits": 8, "modulus_bits": 16})
+    request = honest(simulation, "share")
+    terms = replace(request.terms, **{field: OTHER_TERMS[field]})
+    assert tell_one(simulation, replace(request, terms=terms)) == (set(), set())
+
+
+def test_a_device_that_is_told_of_other_keys_has_no_key_in_common_with_the_rest():
+    simulation = simulate_to("share")
+    fresh = {name: AgreementKey.generate().public for name in ("sealing_key", "masking_key")}
+    assert tell_one(simulation, bend_roster(simulation, 5, **fresh)) == (set(), set())
+
+
+def test_a_device_that_is_told_of_another_cohort_has_no_key_in_common_with_the_rest():
+    simulation = simulate_to("share", clients=8)
+    *roster, last = honest(simulation, "share").roster
+    cohort = ShareRequest(make_terms(simulation.request, 7), tuple(roster))
+    simulation.names.pop()
+    simulation.requests["share"] = dict.fromkeys(simulation.names, cohort)
+    other = replace(cohort, roster=(*roster[:6], last))
+    assert tell_one(simulation, other) == (set(), set())
+
+
+def test_a_sum_of_another_version_is_no_message():
+    simulation = simulate_to("share")
+    request = honest(simulation, "share")
+    with pytest.raises(MessageError):
+        simulation.deliver(
+            "share", VICTIM, replace(request, terms=replace(request.terms, version=2))
+        )
+    with pytest.raises(MessageError):
+        simulation.deliver("offer", VICTIM, make_request(version=2))
+
+
 def test_a_box_withheld_from_one_side_costs_the_other_its_share():
     """The aggregator cuts a device from its neighbour in one direction.
 
@@ -760,7 +918,14 @@ def test_after_the_shares_are_given_the_device_takes_part_in_nothing():
 
 @pytest.mark.parametrize(
     "policy",
-    [{"minimum_cohort": 1}, {"corrupt_fraction": 0.34}, {"corrupt_fraction": -0.1}],
+    [
+        {"minimum_cohort": 1},
+        {"corrupt_fraction": 0.34},
+        {"corrupt_fraction": -0.1},
+        {"minimum_noise": -1.0},
+        {"minimum_noise": math.nan},
+        {"minimum_noise": math.inf},
+    ],
     ids=str,
 )
 def test_no_policy_admits_sums_that_nothing_protects(policy):
