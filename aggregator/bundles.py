@@ -45,14 +45,15 @@ def sign_bundle(bundle: Path, key: Path, signer: str) -> Path:
         signer: the key's name in the devices' lists of trusted entities.
 
     Raises:
-        FedspkError: the bundle or the key cannot be read, or the key is of another kind.
+        FedspkError: the bundle, the key or the signatures so far cannot be read, or the key is of
+            another kind.
     """
     secret = _signing_key(key)
     signed_at = int(time.time())
     digest = hashlib.sha256(_read(bundle)).digest()
     signature = secret.sign(signed_at.to_bytes(8, "big") + digest)
     file = _signature_file(bundle)
-    others = read_json(file) if file.exists() else []
+    others = _signatures(bundle)
     made = {
         "public_key_id": signer,
         "signed_at": signed_at,
@@ -89,7 +90,7 @@ class BundleServer(ThreadingHTTPServer):
             version: `1.2.3`.
 
         Raises:
-            FedspkError: there is not exactly one such bundle.
+            FedspkError: there is not exactly one such bundle, or its signatures are broken.
         """
         named = _APP.fullmatch(app)
         if not named or not _VERSION.fullmatch(version):
@@ -98,9 +99,8 @@ class BundleServer(ThreadingHTTPServer):
         found = sorted(self.folder.glob(pattern))
         if len(found) != 1:
             raise FedspkError(f"{self.folder} has {len(found)} bundles {pattern}; keep one there.")
-        file = _signature_file(found[0])
-        signatures = read_json(file) if file.exists() else []
-        return {"fab_url": f"{self.address}/{found[0].name}", "verifications": signatures}
+        url = f"{self.address}/{found[0].name}"
+        return {"fab_url": url, "verifications": _signatures(found[0])}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,12 +108,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            length = int(self.headers.get("Content-Length") or 0)
+            length = max(0, int(self.headers.get("Content-Length") or 0))
             request = json.loads(self.rfile.read(min(length, _LONGEST_REQUEST)))
             answer = self.server.answer(str(request["app_id"]), str(request["app_version"]))
         except FedspkError as error:
             self._reply(HTTPStatus.NOT_FOUND, json.dumps({"detail": str(error)}).encode())
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._reply(HTTPStatus.BAD_REQUEST, b"{}")
         else:
             self._reply(HTTPStatus.OK, json.dumps(answer).encode())
@@ -134,6 +134,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _signature_file(bundle: Path) -> Path:
     return bundle.with_name(bundle.name + _SIGNATURES)
+
+
+def _signatures(bundle: Path) -> list[dict[str, Any]]:
+    """Return the signatures that a bundle has; FedspkError if their file is broken."""
+    file = _signature_file(bundle)
+    made = read_json(file) if file.exists() else []
+    sound = isinstance(made, list) and all(
+        isinstance(each, dict) and "public_key_id" in each for each in made
+    )
+    if not sound:
+        raise FedspkError(f"{file}: is not a list of signatures; remove it and sign again.")
+    return made
 
 
 def _signing_key(path: Path) -> Ed25519PrivateKey:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import math
+from dataclasses import fields, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nonsense import damaged, nested
 
 from fedspk.errors import FedspkError
 from fedspk.rounds import (
@@ -39,7 +44,10 @@ _MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize("message", _MESSAGES, ids=lambda m: type(m).__name__)
+every_message = pytest.mark.parametrize("message", _MESSAGES, ids=lambda m: type(m).__name__)
+
+
+@every_message
 def test_a_message_comes_back_from_its_record(message):
     assert type(message).from_record(message.to_record()) == message
 
@@ -68,6 +76,54 @@ def test_a_number_that_would_spoil_a_sum_is_refused(name, number):
 def test_whole_numbers_are_taken_for_floats():
     record = replace(_MESSAGES[2]).to_record() | {"weight": 12}
     assert TrainReply.from_record(record).weight == 12.0
+
+
+def _flower_values():
+    """Draw what a ConfigRecord can hold, and what it cannot."""
+    integers = st.integers(-(2**63), 2**63 - 1)
+    one = st.booleans() | integers | st.floats() | st.text() | st.binary(max_size=40)
+    return one | st.lists(one, max_size=3) | st.none()
+
+
+@every_message
+@given(data=st.data())
+def test_a_record_of_anything_is_an_error_or_a_message_of_sensible_fields(message, data):
+    record = message.to_record()
+    names = st.sampled_from(sorted(record)) | st.text(max_size=9)
+    record |= data.draw(st.dictionaries(names, _flower_values(), max_size=3))
+    for name in data.draw(st.sets(st.sampled_from(sorted(record)), max_size=1)):
+        del record[name]
+    try:
+        read = type(message).from_record(record)
+    except FedspkError:
+        return
+    assert vars(read).keys() == vars(message).keys()
+    for field in fields(message):
+        value = getattr(read, field.name)
+        assert type(value) is type(getattr(message, field.name))
+        assert not isinstance(value, int | float) or (math.isfinite(value) and abs(value) < 1e15)
+
+
+@given(st.data())
+def test_a_configuration_of_anything_is_an_error_or_a_configuration(data):
+    text = RunConfig().to_json()
+    changes = data.draw(st.dictionaries(st.sampled_from(sorted(json.loads(text))), nested()))
+    for broken in (
+        data.draw(damaged(text.encode())).decode(errors="replace"),
+        json.dumps(json.loads(text) | changes),
+        json.dumps(data.draw(nested())),
+    ):
+        try:
+            config = RunConfig.from_json(broken)
+        except FedspkError as error:
+            assert str(error).startswith("The run configuration is wrong: ")
+        else:
+            assert RunConfig.from_json(config.to_json()) == config
+
+
+def test_a_configuration_nested_too_deep_is_an_error():
+    with pytest.raises(FedspkError, match="configuration is wrong"):
+        RunConfig.from_json("[" * 100_000)
 
 
 def test_a_configuration_comes_back_from_its_text():

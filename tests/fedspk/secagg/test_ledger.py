@@ -8,6 +8,9 @@ import sys
 
 import pytest
 from dp_accounting import get_epsilon_gaussian
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nonsense import damaged, nested
 
 from fedspk.errors import FedspkError
 from fedspk.secagg.config import PrivacyConfig
@@ -117,6 +120,7 @@ def test_a_crash_while_writing_leaves_the_last_whole_ledger_and_no_sum_begun(tmp
         b"{",
         b"[]",
         b"\xff\xfe",
+        b"[" * 100_000,
         b'{"format": 2, "privacy": {}, "sums": {}}',
         b'{"format": 1, "privacy": {}, "sums": {"anna": 0}}',
         b'{"format": 1, "privacy": {}, "sums": {"anna": -3}}',
@@ -131,6 +135,30 @@ def test_a_file_that_is_no_ledger_is_refused_in_one_sentence(tmp_path, content):
     with pytest.raises(FedspkError, match=r"ledger.json: is not a privacy ledger \(.*\)\.$"):
         PrivacyLedger(path, _CONFIG)
     assert path.read_bytes() == content
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_a_damaged_ledger_is_one_sentence_or_a_ledger(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "damaged.json"
+    path.unlink(missing_ok=True)
+    PrivacyLedger(path, _CONFIG).plan(["anna", "ben"])
+    whole = path.read_bytes()
+    changes = data.draw(st.dictionaries(st.sampled_from(sorted(json.loads(whole))), nested()))
+    for content in (
+        data.draw(damaged(whole)),
+        json.dumps(json.loads(whole) | changes).encode(),
+        json.dumps(data.draw(nested())).encode(),
+    ):
+        path.write_bytes(content)
+        try:
+            ledger = PrivacyLedger(path, _CONFIG)
+        except FedspkError as error:
+            assert str(error).startswith(str(path))
+            assert path.read_bytes() == content
+        else:
+            assert ledger.epsilon >= 0
+            assert "epsilon" in ledger.statement()
 
 
 @pytest.mark.parametrize("change", [{"noise_multiplier": 4.0}, {"epsilon": 9.0}, {"delta": 1e-5}])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from nonsense import nested
 from secagg_simulator import make_request, make_terms
 
 from fedspk.errors import FedspkError
@@ -85,13 +86,7 @@ def test_noise_is_no_message(noise):
             kind.decode(noise)
 
 
-NESTED = st.recursive(
-    st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(max_size=99),
-    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(), inner, max_size=4),
-)
-
-
-@given(NESTED)
+@given(nested(st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(max_size=99)))
 def test_well_formed_messagepack_of_anything_is_no_message(content):
     for kind in KINDS:
         with pytest.raises(MessageError):
