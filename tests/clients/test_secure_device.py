@@ -15,7 +15,7 @@ import torchless_sum
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from tiny_federation import tiny_fleet
 
-from clients import client_app
+from clients import client_app, secure
 from clients.enrolment import create_identity, enrol_simulated_fleet
 from clients.secure import Contribution, SecureDevice
 from fedspk.errors import FedspkError
@@ -48,13 +48,13 @@ def fleet(tmp_path):
     return tmp_path
 
 
-def device(folder: Path, name: str = NAMES[0], minimum_cohort: int = 2) -> SecureDevice:
+def device(folder: Path, name: str = NAMES[0], minimum_cohort: int = 2, **policy) -> SecureDevice:
     """The device after a restart: nothing of it is left but its files."""
     return SecureDevice(
         name,
         folder / name / "identity.json",
         folder / "register.json",
-        DevicePolicy(minimum_cohort=minimum_cohort),
+        DevicePolicy(minimum_cohort=minimum_cohort, **policy),
         folder / name,
     )
 
@@ -73,12 +73,13 @@ def terms(config=CONFIG, **changes):
     return msgspec.structs.replace(agreed, **changes)
 
 
-def shared(folder: Path, **changes) -> tuple[SumServer, SumShareRequest]:
+def shared(folder: Path, config=CONFIG, **changes) -> tuple[SumServer, SumShareRequest]:
     """A cohort whose devices have offered keys, and the next request to each of them."""
     request = SumRequest(INSTANCE.encode())
     offers = [KeyOffer.decode(device(folder, name).offer(request).body) for name in NAMES]
-    server = SumServer(terms(**changes), offers, DeviceRegister.load(folder / "register.json"))
-    return server, SumShareRequest(server.share_request().encode(), MODEL, CONFIG.to_json())
+    register = DeviceRegister.load(folder / "register.json")
+    server = SumServer(terms(config, **changes), offers, register)
+    return server, SumShareRequest(server.share_request().encode(), MODEL, config.to_json())
 
 
 def uploading(folder: Path) -> MaskedTrainRequest:
@@ -183,6 +184,39 @@ def test_a_cohort_below_the_device_s_own_minimum_is_refused(fleet):
         device(fleet, minimum_cohort=5).share(request)
 
 
+def test_what_a_killed_write_left_is_deleted_and_nothing_else(fleet):
+    folder = fleet / NAMES[0]
+    request = SumRequest(INSTANCE.encode())
+    first = device(fleet).offer(request)
+    leftover, other = folder / ".secure-sums.state.x7_q.partial", folder / ".head.bin.a.partial"
+    for path in (leftover, other):
+        path.write_bytes(b"half a state")
+    assert device(fleet).offer(request) == first
+    assert not leftover.exists()
+    assert other.exists()
+
+
+def test_a_device_that_asks_for_noise_takes_part_in_no_run_with_less(fleet):
+    """The run's noise is that of its configuration; no other is agreed to."""
+    privacy = {"noise_multiplier": 2.0, "epsilon": 50.0, "delta": 1e-3}
+    config = CONFIG.changed(secure={"privacy": privacy})
+    _, with_noise = shared(fleet, config)
+    _, without = shared(fleet)
+    for request, demanded, is_refused in (
+        (without, 0.0, False),
+        (without, 0.1, True),
+        (with_noise, 2.1, True),
+        (with_noise, 2.0, False),
+    ):
+        offered = (fleet / NAMES[0] / "secure-sums.state").read_bytes()
+        if is_refused:
+            with pytest.raises(SumRefused, match=f"less than {demanded:g} times"):
+                device(fleet, minimum_noise=demanded).share(request)
+        else:
+            device(fleet, minimum_noise=demanded).share(request)
+        (fleet / NAMES[0] / "secure-sums.state").write_bytes(offered)
+
+
 def test_files_that_are_missing_or_another_device_s_are_named(fleet, tmp_path):
     with pytest.raises(FedspkError, match=r"is the identity of device-0001, not of device-0000"):
         SecureDevice(
@@ -233,6 +267,37 @@ def test_a_minimum_cohort_that_protects_nobody_is_refused(tmp_path, minimum, cap
     node = {"device": str(path), "minimum-cohort": minimum}
     assert _answer(tmp_path, "query.offer", request, **node).has_error()
     assert "minimum-cohort" in caplog.text
+
+
+@pytest.mark.parametrize("minimum", [-0.5, float("nan"), float("inf"), True, "much"])
+def test_a_minimum_noise_that_is_no_multiple_of_anything_is_refused(tmp_path, minimum, caplog):
+    (path,) = tiny_fleet(tmp_path, 1)
+    request = SumRequest(INSTANCE.encode())
+    node = {"device": str(path), "minimum-noise": minimum}
+    assert _answer(tmp_path, "query.offer", request, **node).has_error()
+    assert "minimum-noise" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("node", "cohort"),
+    [
+        ({}, 5),
+        ({"num-partitions": 3, "partition-id": 0}, 3),
+        ({"num-partitions": 1, "partition-id": 0}, 2),
+        ({"num-partitions": 40, "partition-id": 0}, 5),
+        ({"devices": "folder", "partition-id": 0}, 5),
+        ({"corpus": "speech"}, 5),
+        ({"minimum-cohort": 100, "num-partitions": 3}, 100),
+    ],
+    ids=str,
+)
+def test_only_a_simulation_goes_below_the_usual_minimum_cohort(tmp_path, node, cohort, monkeypatch):
+    policies = []
+    monkeypatch.setattr(secure, "SecureDevice", lambda *_, policy, **__: policies.append(policy))
+    (path,) = tiny_fleet(tmp_path, 1)
+    monkeypatch.setattr(client_app, "_description", lambda _: path)
+    _answer(tmp_path, "query.offer", SumRequest(INSTANCE.encode()), **node, **{"minimum-noise": 2})
+    assert policies == [DevicePolicy(minimum_cohort=cohort, minimum_noise=2.0)]
 
 
 def test_the_steps_of_a_sum_import_no_heavy_library(tmp_path):

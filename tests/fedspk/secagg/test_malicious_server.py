@@ -740,8 +740,8 @@ def tell_one(simulation: Simulation, request: ShareRequest) -> tuple[set[int], s
         client.sign_survivors(SurvivorsRequest(context, (dead,)))
         statement = survivors_statement(context, (dead,))
         signatures = tuple(
-            Signed(peer, simulation.identities[other].sign(statement))
-            for peer, other in enumerate(simulation.names)
+            Signed(peer, simulation.identities[offer.device].sign(statement))
+            for peer, offer in enumerate(told.roster)
             if peer not in {index, dead}
         )
         reply = client.unmask(UnmaskRequest(context, signatures, ()))
