@@ -1,23 +1,26 @@
-"""Secrets from their shares, although some holders lie.
+"""Secrets from their shares, although some holders lie, and who is to blame when that fails.
 
-Every secret comes with a public commitment, so a wrong one is noticed. Then subsets of the holders
-are tried until one gives the secret; whoever contradicts it has lied and is not asked again.
+Every secret comes with a public commitment, so a wrong one is noticed. Then the wrong shares are
+found by Reed-Solomon decoding: up to half of those that came beyond the threshold, and in a small
+cohort by trying without each few of them, up to all of those. A holder that has lied about one
+secret is not used for the next, unless that cannot do without: its share may have been dealt wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from random import SystemRandom
+from itertools import combinations, takewhile
+from math import comb
 from typing import TypeAlias
 
 from fedspk.secagg.errors import MessageError, SumAborted
-from fedspk.secagg.shamir import check_share, combine_many
+from fedspk.secagg.shamir import check_shares, combine_many, find_wrong
 
 _Shares: TypeAlias = dict[int, bytes]
 
-_SUBSETS = 256
-"""Random subsets tried: with 100 shares of which 67 recover, 4 liars escape one time in 15."""
+_TRIES = 256
+"""Sets of holders of one size that are left out in turn, at most."""
 
 
 @dataclass(frozen=True)
@@ -43,71 +46,122 @@ class SharedSecret:
             if holder in shares
         }
 
+    def sound(self) -> _Shares:
+        """Return the well-formed shares."""
+        if _are_well_formed(list(self.shares.values())):
+            return self.shares
+        return {holder: share for holder, share in self.shares.items() if _are_well_formed([share])}
 
-def recover(secrets: Sequence[SharedSecret], threshold: int) -> list[bytes]:
+
+def recover(
+    secrets: Sequence[SharedSecret], threshold: int, *, answered: Collection[int], corrupt: int
+) -> list[bytes]:
     """Return every secret.
 
+    Args:
+        secrets: with the shares that came.
+        threshold: shares that recover a secret.
+        answered: the holders that gave shares of something.
+        corrupt: how many holders of a secret may lie before its owner is blamed for them.
+
     Raises:
-        SumAborted: one has fewer than `threshold` shares, or too many wrong ones.
+        SumAborted: one has fewer than `threshold` shares, or too many wrong ones. Suspects are the
+            devices that must have dealt wrong shares.
     """
-    for secret in secrets:
-        if len(secret.shares) < threshold:
-            raise _cannot_recover(secret)
-    try:
-        values = combine_many([secret.positioned(secret.shares) for secret in secrets], threshold)
-    except MessageError:  # a malformed share somewhere
-        values = [b""] * len(secrets)
     liars: set[int] = set()
-    return [
+    values = [
         value if secret.accepts(value) else _search(secret, threshold, liars)
-        for secret, value in zip(secrets, values, strict=True)
+        for secret, value in zip(secrets, _at_once(secrets, threshold), strict=True)
     ]
+    lost = [secret for secret, value in zip(secrets, values, strict=True) if value is None]
+    if lost:
+        guilty = [each.device for each in lost if _is_guilty(each, threshold, answered, corrupt)]
+        if 2 * len(guilty) > len(secrets):  # then more holders lie than was foreseen
+            guilty = []
+        raise _cannot_recover(lost[0].device, guilty)
+    return [value for value in values if value is not None]
 
 
-def _search(secret: SharedSecret, threshold: int, liars: set[int]) -> bytes:
-    """Return the secret although some shares are wrong; add their holders to `liars`."""
-    liars |= {holder for holder, share in secret.shares.items() if not _is_well_formed(share)}
-    shares = {holder: s for holder, s in secret.shares.items() if holder not in liars}
-    if len(shares) < threshold:
-        raise _cannot_recover(secret)
-    for subsets in _attempts(shares, threshold):
-        values = combine_many([secret.positioned(subset) for subset in subsets], threshold)
-        for subset, value in zip(subsets, values, strict=True):
-            if secret.accepts(value):
-                trusted = dict(sorted(subset.items())[:threshold])
-                liars |= _contradicting(secret, shares, trusted)
-                return value
-    raise _cannot_recover(secret)
-
-
-def _attempts(shares: _Shares, threshold: int) -> Iterator[list[_Shares]]:
-    """Yield what to try: all shares, as they are without the known liars; then subsets."""
-    yield [shares]
-    if len(shares) > threshold:
-        draw, holders = SystemRandom().sample, sorted(shares)
-        yield [{h: shares[h] for h in draw(holders, threshold)} for _ in range(_SUBSETS)]
-
-
-def _contradicting(secret: SharedSecret, shares: _Shares, trusted: _Shares) -> set[int]:
-    """Return the holders whose shares do not give the secret together with the trusted ones."""
-    others = list(shares.keys() - trusted.keys())
-    base = dict(list(trusted.items())[1:])
-    cases = [secret.positioned(base | {other: shares[other]}) for other in others]
-    values = combine_many(cases, len(trusted))
-    return {o for o, value in zip(others, values, strict=True) if not secret.accepts(value)}
-
-
-def _is_well_formed(share: bytes) -> bool:
+def _at_once(secrets: Sequence[SharedSecret], threshold: int) -> list[bytes]:
+    """Return what the secrets are if nobody lies."""
     try:
-        check_share(share)
+        return combine_many([secret.positioned(secret.shares) for secret in secrets], threshold)
+    except MessageError:  # one has too few shares, or a malformed one
+        return [b""] * len(secrets)
+
+
+def _search(secret: SharedSecret, threshold: int, liars: set[int]) -> bytes | None:
+    """Return the secret although some shares are wrong; add their holders to `liars`."""
+    sound = secret.sound()
+    honest = {holder: share for holder, share in sound.items() if holder not in liars}
+    for shares in (honest, sound) if len(honest) < len(sound) else (sound,):
+        for wrong in _explanations(secret.positioned(shares), threshold):
+            left = secret.positioned(shares)
+            for position in wrong:
+                del left[position]
+            (value,) = combine_many([left], threshold)
+            if secret.accepts(value):
+                liars |= secret.shares.keys() - sound.keys()
+                liars |= {secret.holders[position] for position in wrong}
+                return value
+    return None
+
+
+def _explanations(shares: _Shares, threshold: int) -> Iterator[Collection[int]]:
+    """Yield sets of shares that may be wrong, by position: none, what decoding finds, small ones.
+
+    Smaller sets come first, so the first that gives the secret holds no honest share.
+    """
+    if len(shares) < threshold:
+        return
+    yield ()
+    if found := find_wrong(shares, threshold):
+        yield found
+    for size in _tried_sizes(len(shares), threshold):
+        yield from combinations(sorted(shares), size)
+
+
+def _tried_sizes(shares: int, threshold: int) -> list[int]:
+    """Return how many shares are left out in turn, beyond what decoding corrects."""
+    spare = shares - threshold
+    sizes = range(spare // 2 + 1, spare + 1)
+    return list(takewhile(lambda size: comb(shares, size) <= _TRIES, sizes))
+
+
+def _is_guilty(
+    secret: SharedSecret, threshold: int, answered: Collection[int], corrupt: int
+) -> bool:
+    """Whether a secret's owner must have dealt wrong shares, if at most `corrupt` holders lie.
+
+    Enough holders have answered, and more of them have no share to give than may lie; or so many
+    shares came that those who may still lie could not have hidden the secret.
+    """
+    answers = sum(holder in answered for holder in secret.holders)
+    if answers < threshold:
+        return False
+    shares = len(secret.sound())
+    lying = corrupt - (answers - shares)
+    return lying < 0 or lying <= _correctable(shares, threshold)
+
+
+def _correctable(shares: int, threshold: int) -> int:
+    """Return how many wrong shares are found for certain; below 0: there are too few shares."""
+    if shares < threshold:
+        return -1
+    return max(((shares - threshold) // 2, *_tried_sizes(shares, threshold)))
+
+
+def _are_well_formed(shares: Sequence[bytes]) -> bool:
+    try:
+        check_shares(shares)
     except MessageError:
         return False
     return True
 
 
-def _cannot_recover(secret: SharedSecret) -> SumAborted:
+def _cannot_recover(device: str, guilty: Sequence[str]) -> SumAborted:
+    blamed = f" {', '.join(guilty)} dealt wrong shares." if guilty else ""
     return SumAborted(
-        f"A secret of device {secret.device} cannot be recovered from the shares that came; "
-        "repeat the sum without it.",
-        suspects=(secret.device,),
+        f"A secret of device {device} cannot be recovered from the shares that came.{blamed}",
+        suspects=tuple(guilty),
     )

@@ -93,16 +93,25 @@ class SumServer:
         terms: with `clients` = the number of offers.
         offers: of the cohort's devices, in any order, each accepted by `check_offer`.
         register: of the devices' public keys.
+        corrupt_fraction: share of a device's holders that may lie before the device is blamed, but
+            one in any case.
 
     Raises:
         MessageError: two offers have a name or a key in common; see `without_copies`.
         FedspkError: the terms do not fit the cohort or do not hold a sum.
     """
 
-    def __init__(self, terms: Terms, offers: Sequence[KeyOffer], register: DeviceRegister) -> None:
+    def __init__(
+        self,
+        terms: Terms,
+        offers: Sequence[KeyOffer],
+        register: DeviceRegister,
+        corrupt_fraction: float = 0.1,
+    ) -> None:
         self._terms = terms
         self._roster: tuple[KeyOffer, ...] = tuple(sorted(offers, key=lambda offer: offer.device))
         self._register = register
+        self._corrupt_fraction = corrupt_fraction
         if len(self._roster) != terms.clients:
             raise FedspkError(f"Terms for {terms.clients} devices do not fit {len(offers)} offers.")
         if len(without_copies(offers)) != len(offers):
@@ -266,7 +275,8 @@ class SumServer:
             remover: shares the work among processes; None does it here.
 
         Raises:
-            SumAborted: a secret that the sum needs cannot be recovered.
+            SumAborted: a secret that the sum needs cannot be recovered; suspects have dealt wrong
+                shares.
         """
         self._advance(_Stage.UNMASKING)
         survived, failed = self._recover()
@@ -276,7 +286,12 @@ class SumServer:
     def _recover(self) -> tuple[list[Survived], list[Failed]]:
         """Return the survivors with their seeds, and the failed with their masking keys."""
         alive, failed = sorted(self._alive), self._failed()
-        values = recover([self._secrets[i] for i in (*alive, *failed)], self._terms.threshold)
+        values = recover(
+            [self._secrets[index] for index in (*alive, *failed)],
+            self._terms.threshold,
+            answered=self._answered,
+            corrupt=max(1, int(self._corrupt_fraction * self._terms.degree)),
+        )
         seeds, keys = values[: len(alive)], values[len(alive) :]
         return (
             [Survived(index, seed) for index, seed in zip(alive, seeds, strict=True)],

@@ -17,6 +17,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from typing import TypeAlias
 
 import numpy as np
@@ -80,13 +81,44 @@ def combine_many(cases: Sequence[Mapping[int, bytes]], threshold: int) -> list[b
     return secrets
 
 
-def check_share(share: bytes) -> None:
-    """Accept a well-formed share.
+def find_wrong(shares: Mapping[int, bytes], threshold: int) -> set[int] | None:
+    """Return the positions of the wrong ones among a secret's shares, holder position -> share.
+
+    Shares are a Reed-Solomon code (McEliece and Sarwate 1981): of m, up to floor((m - threshold)/2)
+    wrong ones are found for certain, whatever limbs they are wrong in. Each limb's syndromes are
+    the linear recurrence whose roots are the wrong holders' points (Berlekamp 1968; Massey 1969).
+
+    Returns:
+        None if more must be wrong. More may also give a wrong set: check the secret of the rest.
 
     Raises:
-        MessageError: its length is not 34 bytes, or it gives a limb two values.
+        MessageError: there are fewer than `threshold` shares, or one is malformed.
     """
-    _decode([share])
+    holders = _holders(shares, max(threshold, len(shares)))
+    checks = len(holders) - threshold
+    values = _decode([shares[holder] for holder in holders]).reshape(-1, _LIMBS)
+    powers = _powers(holders[-1] + 1, checks + 1)[list(holders), 1:]  # from the first, x_i
+    # Lagrange's weights at zero times x_i are, but for a factor, the dual code's multipliers.
+    dual = _modulo(_weights(holders)[:, None] * powers)
+    syndromes = _modulo(dual.T @ values)  # (checks, limbs)
+    points = np.array(holders, np.int64) + 1
+    wrong: set[int] = set()
+    for limb in syndromes.T.tolist():
+        locator = _shortest_recurrence(limb)
+        located = np.flatnonzero(_evaluate(locator, points) == 0)
+        if len(located) != len(locator) - 1 or len(located) > checks // 2:
+            return None
+        wrong |= {holders[index] for index in located}
+    return wrong
+
+
+def check_shares(shares: Sequence[bytes]) -> None:
+    """Accept well-formed shares.
+
+    Raises:
+        MessageError: the length of one is not 34 bytes, or it gives a limb two values.
+    """
+    _decode(shares)
 
 
 def _holders(case: Mapping[int, bytes], threshold: int) -> tuple[int, ...]:
@@ -96,6 +128,35 @@ def _holders(case: Mapping[int, bytes], threshold: int) -> tuple[int, ...]:
     if not 0 <= holders[0] <= holders[-1] < MAXIMUM_SHARES:
         raise MessageError("the position of a share is out of range.")
     return tuple(holders)
+
+
+def _shortest_recurrence(sequence: Sequence[int]) -> list[int]:
+    """Return the c of least length, c_0 = 1, with sum_i c_i s_(n-i) = 0 for every later n.
+
+    Source: Massey 1969, "Shift-register synthesis and BCH decoding", algorithm 2.
+    """
+    current, previous = [1], [1]
+    length, gap, last = 0, 1, 1
+    for n in range(len(sequence)):
+        error = sum(c * sequence[n - i] for i, c in enumerate(current)) % PRIME
+        if error:
+            factor = error * pow(last, -1, PRIME)
+            shifted = [0] * gap + [factor * c for c in previous]
+            pairs = zip_longest(current, shifted, fillvalue=0)
+            corrected = [(c - s) % PRIME for c, s in pairs]
+            if 2 * length <= n:
+                previous, last, length, gap = current, error, n + 1 - length, 0
+            current = corrected
+        gap += 1
+    return current + [0] * (length + 1 - len(current))
+
+
+def _evaluate(coefficients: Sequence[int], points: _Integers) -> _Integers:
+    """Return a polynomial's values at the points; its first coefficient is the highest power's."""
+    values = np.zeros_like(points)
+    for coefficient in coefficients:
+        values = (values * points + coefficient) % PRIME
+    return values
 
 
 def _random_elements(rows: int, columns: int) -> _Floats:

@@ -280,6 +280,17 @@ def test_wrong_shares_without_a_spare_abort_the_sum():
         simulation.run()
 
 
+def test_a_lying_holder_gets_no_honest_device_blamed():
+    silent = {"unmask": ["device-005", "device-006"]}
+    for simulation in (
+        lying("unmask", all_shares_are(WRONG_SHARE), fails=silent),
+        Simulation(6, fails={"unmask": ["device-004", "device-005"]}),
+    ):
+        with pytest.raises(SumAborted) as caught:
+            simulation.run()
+        assert caught.value.suspects == ()
+
+
 def boxes_that_do_not_open(reply: Any) -> Any:
     return replace(reply, boxes=tuple(Box(b.index, os.urandom(BOX_BYTES)) for b in reply.boxes))
 

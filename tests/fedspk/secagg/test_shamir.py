@@ -17,9 +17,10 @@ from fedspk.secagg.shamir import (
     MAXIMUM_SHARES,
     PRIME,
     SHARE_BYTES,
-    check_share,
+    check_shares,
     combine,
     combine_many,
+    find_wrong,
     split,
 )
 
@@ -189,10 +190,10 @@ def test_missing_or_malformed_shares_are_refused(shares: dict[int, bytes]) -> No
 def test_a_share_is_34_bytes_without_contradiction(share: bytes) -> None:
     well_formed = len(share) == SHARE_BYTES and _share(_values(share)) == share
     if well_formed:
-        check_share(share)
+        check_shares([share])
     else:
         with pytest.raises(MessageError):
-            check_share(share)
+            check_shares([share])
 
 
 @given(st.dictionaries(st.integers(-2, 70_000), st.binary(max_size=40), max_size=5))
@@ -205,3 +206,45 @@ def test_arbitrary_shares_give_a_message_error_or_some_secret(shares: dict[int, 
 def test_wrong_shares_give_some_secret(limbs: list[bytes]) -> None:
     shares = {holder: limb + bytes(2) for holder, limb in enumerate(limbs)}
     assert len(combine(shares, 3)) == 32
+
+
+@given(st.integers(1, 30), st.data())
+def test_wrong_shares_are_found_whatever_limbs_they_are_wrong_in(holders, data) -> None:
+    threshold = data.draw(st.integers(1, holders))
+    kept = data.draw(st.sets(st.integers(0, holders - 1), min_size=threshold))
+    shares = _held(os.urandom(32), holders, threshold, kept)
+    liars = data.draw(st.sets(st.sampled_from(sorted(kept)), max_size=(len(kept) - threshold) // 2))
+    for liar in liars:
+        limb = data.draw(st.integers(0, 15))
+        values = _values(shares[liar])
+        values[limb] = (values[limb] + data.draw(st.integers(1, PRIME - 1))) % PRIME
+        shares[liar] = _share(values)
+    assert find_wrong(shares, threshold) == liars
+
+
+def test_holders_far_apart_are_told_apart() -> None:
+    shares = _held(os.urandom(32), MAXIMUM_SHARES, 2, {0, 7, MAXIMUM_SHARES - 1, 300})
+    shares[300] = bytes(SHARE_BYTES)
+    assert find_wrong(shares, 2) == {300}
+
+
+def test_more_wrong_shares_than_can_be_found_are_noticed_or_found_wrong() -> None:
+    shares = _held(os.urandom(32), 40, 20, set(range(40)))
+    for liar in range(11):
+        shares[liar] = os.urandom(32) + bytes(2)
+    assert find_wrong(shares, 20) is None
+
+
+def test_without_spare_shares_none_is_wrong() -> None:
+    shares = _held(os.urandom(32), 5, 3, {0, 2, 4})
+    shares[0] = bytes(SHARE_BYTES)
+    assert find_wrong(shares, 3) == set()
+    del shares[0]
+    with pytest.raises(MessageError):
+        find_wrong(shares, 3)
+
+
+def _held(secret: bytes, holders: int, threshold: int, kept: set[int]) -> dict[int, bytes]:
+    """Return the shares of some holders, by position."""
+    (shares,) = split([secret], holders, threshold)
+    return {position: shares[position] for position in kept}
