@@ -23,7 +23,7 @@ from aggregator.gate import Verdict, judge
 from aggregator.optimisers import Float64Array, ServerOptimiser, build_optimiser
 from aggregator.plain_round import PlainRounds
 from aggregator.record import RoundProgress, RoundRecord
-from aggregator.rounds import Best, is_due, sample, turn, with_newcomers
+from aggregator.rounds import Best, RoundFailed, is_due, sample, turn, with_newcomers
 from aggregator.secure_round import SecureRounds
 from aggregator.secure_sums import OnStage, SecureSums
 from fedspk.errors import FedspkError
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from fedspk.weights import WeightStore
 
 OnRound = Callable[[RoundRecord], None]
+
+FAILED_ROUNDS = 3
+"""So many rounds in a row that come to nothing end a run: the next would hardly go better."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ def run_federation(
         on_stage: called after each stage of a round's secure sums.
 
     Raises:
-        FedspkError: too few devices answered, the checkpoint is another run's, or a secure run
-            has no register.
+        FedspkError: `FAILED_ROUNDS` rounds in a row failed, or all of a run; no device is left, the
+            checkpoint is another run's, or a secure run has no register.
     """
     fleet = Fleet(grid, config)
     with ExitStack() as closing:
@@ -134,7 +137,10 @@ def _given(register: Path | None) -> Path:
 def _run(
     federation: _Federation, folder: Path, initial: str, on_round: OnRound | None
 ) -> FederationState:
-    """Run the rounds that are left; a checkpoint names vectors that are on the disk alone."""
+    """Run the rounds that are left; a checkpoint names vectors that are on the disk alone.
+
+    A failed round is part of the checkpoint: a run that continues goes on with the next one.
+    """
     config, store = federation.config, federation.store
     state = load_checkpoint(folder, config, initial)
     if state is None:
@@ -142,6 +148,7 @@ def _run(
         store.sync(state.vectors())
         save_checkpoint(folder, state, config)
         _tell(on_round, state)
+    failed = 0
     while state.round < config.rounds and not state.best.exhausted(config.patience):
         before = state
         state = federation.round(before)
@@ -149,6 +156,16 @@ def _run(
         save_checkpoint(folder, state, config)
         _forget(store, before.vectors() - state.vectors())
         _tell(on_round, state)
+        failed = failed + 1 if state.history[-1].failure else 0
+        if failed == FAILED_ROUNDS:
+            raise FedspkError(
+                f"{failed} rounds in a row failed, so the run ends here; it can be continued. "
+                f"{state.history[-1].failure}"
+            )
+    if state.round > 0 and all(record.failure for record in state.history[1:]):
+        raise FedspkError(
+            f"None of the run's {state.round} rounds was finished. {state.history[-1].failure}"
+        )
     return state
 
 
@@ -176,12 +193,20 @@ class Rounds(Protocol):
         present: Sequence[str],
         progress: RoundProgress,
     ) -> Float64Array:
-        """Let the devices of `batch` that are there train from `state`; return the mean delta."""
+        """Let the devices of `batch` that are there train from `state`; return the mean delta.
+
+        Raises:
+            RoundFailed: there is none that counts.
+        """
 
     def validate(
         self, state: FederationState, present: Sequence[str], progress: RoundProgress
     ) -> None:
-        """Let the devices validate `state`'s model; the progress gets their mean loss."""
+        """Let the devices validate `state`'s model; the progress gets their mean loss.
+
+        Raises:
+            RoundFailed: there is none that counts.
+        """
 
 
 class _Federation:
@@ -199,14 +224,19 @@ class _Federation:
         return self._evaluated(state, RoundProgress(0))
 
     def round(self, state: FederationState) -> FederationState:
-        """Return the state after one more round."""
+        """Return the state after one more round; one that failed leaves model and optimiser."""
         progress = RoundProgress(state.round + 1)
         present = self._fleet.present(progress)
         state, batch = self._chosen(state, present, progress.round)
-        mean = self._rounds.train(state, batch, present, progress)
         model = self.store.get(state.model)
         fetching = set(batch) & set(present) - set(state.holders)
         progress.bytes_down += len(fetching) * model.nbytes
+        try:
+            mean = self._rounds.train(state, batch, present, progress)
+        except RoundFailed as error:
+            progress.failure = str(error)
+            holders = tuple(sorted({*state.holders, *fetching}))
+            return self._evaluated(replace(state, round=progress.round, holders=holders), progress)
         optimiser = self._restored_optimiser(state)
         moved = optimiser.step(model, mean)
         moments = {name: self.store.put(vector) for name, vector in optimiser.state.items()}
@@ -230,20 +260,25 @@ class _Federation:
 
     def _evaluated(self, state: FederationState, progress: RoundProgress) -> FederationState:
         """Return the state with the devices' validation loss and the round's record."""
-        if is_due(self.config, state.round):
-            devices = self._fleet.present(progress)
-            self._rounds.validate(state, devices, progress)
-            size = self.store.get(state.model).nbytes
-            progress.bytes_down += len(set(devices) - set(state.holders)) * size
-            best = state.best.after(state.round, progress.validation_loss)
-            better = best.round == state.round and best.loss is not None
-            state = replace(
-                state,
-                best=best,
-                best_model=state.model if better else state.best_model,
-                holders=tuple(devices),
-            )
+        is_new = progress.failure is None or not _is_validated(state.history)
+        if is_new and is_due(self.config, state.round):
+            state = self._validated(state, progress)
         return replace(state, history=(*state.history, progress.record()))
+
+    def _validated(self, state: FederationState, progress: RoundProgress) -> FederationState:
+        """Return the state with the devices' validation loss; one that failed is skipped."""
+        devices = self._fleet.present(progress)
+        size = self.store.get(state.model).nbytes
+        progress.bytes_down += len(set(devices) - set(state.holders)) * size
+        state = replace(state, holders=tuple(devices))
+        try:
+            self._rounds.validate(state, devices, progress)
+        except RoundFailed as error:
+            progress.note(f"no validation: {error}")
+            return state
+        best = state.best.after(state.round, progress.validation_loss)
+        better = best.round == state.round and best.loss is not None
+        return replace(state, best=best, best_model=state.model if better else state.best_model)
 
     def _restored_optimiser(self, state: FederationState) -> ServerOptimiser:
         optimiser = build_optimiser(self.config, state.round + 1)
@@ -251,3 +286,13 @@ class _Federation:
             name: np.array(self.store.get(vector)) for name, vector in state.optimiser.items()
         }
         return optimiser
+
+
+def _is_validated(history: Sequence[RoundRecord]) -> bool:
+    """Whether the model that these rounds have left has a validation loss."""
+    for record in reversed(history):
+        if record.validation_loss is not None:
+            return True
+        if record.failure is None:
+            return False
+    return False

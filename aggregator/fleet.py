@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from flwr.serverapp import Grid
@@ -18,28 +19,50 @@ _SILENT_ROUNDS = 10  # a node that did not say who it is is not asked again for 
 
 
 class Fleet:
-    """The devices of one run."""
+    """The devices of one run.
+
+    What is known of them is kept in memory: an aggregator that starts again asks all anew.
+    """
 
     def __init__(self, grid: Grid, config: RunConfig) -> None:
         self._grid = grid
         self._config = config
+        self._names: dict[int, str] = {}
         self._nodes: dict[str, int] = {}
+        self._left_out: dict[str, str] = {}  # device: why
         self._silent_until: dict[int, int] = {}  # node: the round in which it is asked again
 
     def present(self, progress: RoundProgress) -> list[str]:
         """Return the sorted names of the devices that are there; asks new nodes who they are.
 
-        A silent node costs the whole timeout, so it is left alone for some rounds.
+        A silent node costs the whole timeout, so it is left alone for some rounds. Nodes that claim
+        one name are all left out while there are two of them, since any may be the impostor.
 
         Raises:
-            FedspkError: no node is connected, too few say who they are, or two say the same.
+            FedspkError: no node is connected, too few say who they are, or no device is left.
         """
         nodes = self._connected()
-        self._nodes = {name: node for name, node in self._nodes.items() if node in nodes}
+        self._names = {node: name for node, name in self._names.items() if node in nodes}
         quiet = {node for node, until in self._silent_until.items() if progress.round < until}
-        reasons = self._introduce(sorted(nodes - set(self._nodes.values()) - quiet), progress)
-        require_replies(len(self._nodes), len(nodes), self._config, progress.round, reasons)
-        return sorted(self._nodes)
+        reasons = self._introduce(sorted(nodes - self._names.keys() - quiet), progress)
+        require_replies(len(self._names), len(nodes), self._config, progress.round, reasons)
+        claims = Counter(self._names.values())
+        self._nodes = {name: node for node, name in self._names.items() if claims[name] == 1}
+        left_out = {
+            name: "claimed by two nodes; give each its own identity"
+            for name in sorted(claims)
+            if claims[name] > 1
+        } | {name: why for name, why in self._left_out.items() if name in self._nodes}
+        for name, why in left_out.items():
+            progress.note(f"{name}: left out, {why}.")
+        present = sorted(self._nodes.keys() - left_out.keys())
+        if not present:
+            raise FedspkError(f"Round {progress.round}: no device is left; {progress.failures[0]}")
+        return present
+
+    def leave_out(self, device: str, reason: str) -> None:
+        """Count a device as absent from now on; every round's failures say why."""
+        self._left_out[device] = reason
 
     def ask(
         self,
@@ -97,7 +120,7 @@ class Fleet:
                     self._silent_until[answer.node_id] = progress.round + _SILENT_ROUNDS
                 continue
             node, reply = answer
-            if self._nodes.setdefault(reply.device, node) != node:
-                raise FedspkError(f"Two nodes say that they are {reply.device}; give each its own.")
-        progress.failures += [reason for reason in reasons if reason not in progress.failures]
+            self._names[node] = reply.device
+        for reason in reasons:
+            progress.note(reason)
         return reasons

@@ -38,7 +38,8 @@ class RoundRecord:
 
     The bytes are what a fleet would transfer: the model to every device that does not hold it
     yet, one update from each device that answered, and what `secure` says. `steps` add up all
-    devices' training, `training_seconds` their training and validation.
+    devices' training, `training_seconds` their training and validation. `failures` are devices and
+    cohorts that gave nothing; `failure` says why the whole round did, and left the model as it was.
     """
 
     round: int
@@ -53,6 +54,7 @@ class RoundRecord:
     training_seconds: float
     failures: tuple[str, ...]
     secure: tuple[SumRecord, ...] = ()
+    failure: str | None = None
 
 
 @dataclass
@@ -70,7 +72,13 @@ class RoundProgress:
     bytes_up: int = 0
     failures: list[str] = field(default_factory=list)
     secure: list[SumRecord] = field(default_factory=list)
+    failure: str | None = None
     started: float = field(default_factory=time.monotonic)
+
+    def note(self, failure: str) -> None:
+        """Add to the failures what is not among them yet."""
+        if failure not in self.failures:
+            self.failures.append(failure)
 
     def record(self) -> RoundRecord:
         """Return the finished record."""
@@ -87,4 +95,5 @@ class RoundProgress:
             training_seconds=self.training_seconds,
             failures=tuple(self.failures),
             secure=tuple(self.secure),
+            failure=self.failure,
         )

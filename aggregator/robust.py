@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from aggregator.optimisers import Float64Array
 from fedspk.errors import FedspkError
+from fedspk.secagg.config import Combination
 
 FEWEST_COHORTS = 5
 """Below this, a median or a trimmed mean would follow a dishonest cohort, or throw most away."""
+
+_PLANNED_COHORTS = 7
+"""Two may then be lost, or found to be dishonest."""
 
 TRIMMED_SHARE = 0.2
 """The share of the cohorts that a trimmed mean drops at either end of every coordinate."""
@@ -26,10 +29,25 @@ _SLACK = 1e-6  # the devices clip in float32
 _IMPROBABLE = 2.0**-40
 
 
+def fewest_cohorts(combination: Combination) -> int:
+    """Return how many cohorts must be left for a combination."""
+    return 1 if combination == "mean" else FEWEST_COHORTS
+
+
+def planned_cohorts(devices: int, combination: Combination) -> int:
+    """Return into how many cohorts a round of so many devices is divided at least.
+
+    For a median or a trimmed mean seven, if that makes cohorts of two devices or more, else five.
+    """
+    if combination == "mean":
+        return 1
+    return _PLANNED_COHORTS if devices >= 2 * _PLANNED_COHORTS else FEWEST_COHORTS
+
+
 def combine(
     means: Sequence[Float64Array],
     weights: Sequence[float],
-    combination: Literal["mean", "median", "trimmed_mean"],
+    combination: Combination,
 ) -> Float64Array:
     """Return one mean delta (n,) float64 from the means of the cohorts.
 
@@ -46,7 +64,7 @@ def combine(
         FedspkError: there are no cohorts, or too few for a median or a trimmed mean, or one has no
             weight.
     """
-    needed = 1 if combination == "mean" else FEWEST_COHORTS
+    needed = fewest_cohorts(combination)
     if len(means) < needed:
         raise FedspkError(
             f"The {combination} of cohorts needs {needed} of them and {len(means)} are there; "

@@ -23,6 +23,10 @@ Batches: TypeAlias = tuple[tuple[str, ...], ...]
 _BLOCK = 1 << 15  # numbers added at a time: stays in the processor's cache
 
 
+class RoundFailed(FedspkError):  # noqa: N818 - named after the event
+    """What a round asked of the devices came to nothing; the next round may go better."""
+
+
 class WeightedMean:
     """The running sum of n_k d_k: one delta in memory at a time.
 
@@ -132,12 +136,12 @@ def require_replies(
     """Check that enough devices answered.
 
     Raises:
-        FedspkError: fewer than `minimum_reply_fraction` of them, at least one.
+        RoundFailed: fewer than `minimum_reply_fraction` of them, at least one.
     """
     needed = max(1, math.ceil(config.minimum_reply_fraction * asked))
     if received < needed:
         reason = next(iter(reasons), "no reply in time")
-        raise FedspkError(
+        raise RoundFailed(
             f"Round {round_number}: {received} of {asked} devices answered and {needed} are "
             f"needed; the first failure: {reason.strip() or 'no reason given'}"
         )

@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING
 from aggregator.checkpoint import FederationState
 from aggregator.optimisers import Float64Array
 from aggregator.record import RoundProgress, SumRecord
-from aggregator.robust import FEWEST_COHORTS, combine, largest_norm, require_norm
-from aggregator.rounds import is_due, require_replies
+from aggregator.robust import (
+    combine,
+    fewest_cohorts,
+    largest_norm,
+    planned_cohorts,
+    require_norm,
+)
+from aggregator.rounds import RoundFailed, is_due, require_replies
 from aggregator.secure_sums import CohortSum, SecureSums, SumTask
 from fedspk.errors import FedspkError
 from fedspk.rounds import (
@@ -81,7 +87,8 @@ class SecureRounds:
         """Let the batch's devices train from `state` and return the mean delta (n,).
 
         Raises:
-            FedspkError: too few devices answered, or a privacy budget is spent.
+            RoundFailed: too few devices or cohorts are in the sums.
+            FedspkError: a privacy budget is spent.
         """
         number = progress.round
         following = number + len(state.batches)
@@ -99,21 +106,27 @@ class SecureRounds:
             share=self._share(state.model),
             upload=upload,
         )
-        robust = self._secure.combine != "mean"
-        cohorts = self._cohorts(batch, present, FEWEST_COHORTS if robust else 1)
+        combination = self._secure.combine
+        cohorts = self._cohorts(batch, present, planned_cohorts(len(batch), combination))
         spare = sorted(set(present) - set(batch))
         numpy_generator(self._config.seed, "spare", number).shuffle(spare)
+        progress.asked = sum(map(len, cohorts))
         believed = self._collect(task, cohorts, spare, progress)
         figures = _added(believed)
-        progress.asked = sum(map(len, cohorts))
         progress.answered = sum(cohort.devices for cohort in believed)
         progress.steps = round(figures.get("steps", 0))
         if "loss" in figures:
             progress.train_loss = figures["loss"] / progress.answered
+        needed = fewest_cohorts(combination)
+        if len(believed) < needed:
+            raise RoundFailed(
+                f"Round {number}: {len(believed)} of {len(cohorts)} cohorts are left, and a "
+                f"{combination} needs {needed}."
+            )
         return combine(
             [cohort.mean for cohort in believed],
             [cohort.weight for cohort in believed],
-            self._secure.combine,
+            combination,
         )
 
     def validate(
@@ -122,7 +135,7 @@ class SecureRounds:
         """Let the devices validate `state`'s model; the progress gets their mean loss.
 
         Raises:
-            FedspkError: too few devices answered.
+            RoundFailed: too few devices are in the sums.
         """
 
         def upload(request: UploadRequest) -> MaskedEvaluateRequest:
@@ -153,9 +166,17 @@ class SecureRounds:
         """Return what the cohorts' sums say, those left out that cannot be believed.
 
         Raises:
-            FedspkError: too few devices are in the sums.
+            RoundFailed: too few devices are in the sums.
+            FedspkError: the task may not even begin.
         """
         sums, tally = self._sums.collect(task, cohorts, spare, progress)
+        progress.bytes_up += tally.bytes_up
+        progress.bytes_down += tally.bytes_down
+        if not sums:
+            attempts = "1 attempt" if tally.attempts == 1 else f"{tally.attempts} attempts"
+            raise RoundFailed(
+                f"Round {task.round}: no secure sum was finished in {attempts}: {tally.reasons[0]}"
+            )
         believed = []
         for each in sums:
             try:
@@ -164,11 +185,8 @@ class SecureRounds:
                 progress.failures.append(f"cohort {each.terms.cohort}: {error}")
         asked = sum(map(len, cohorts))
         answered = sum(cohort.devices for cohort in believed)
-        require_replies(answered, asked, self._config, task.round, progress.failures)
         figures = _added(believed)
         progress.training_seconds += figures.get("seconds", 0.0)
-        progress.bytes_up += tally.bytes_up
-        progress.bytes_down += tally.bytes_down
         progress.secure.append(
             SumRecord(
                 purpose=task.purpose,
@@ -182,6 +200,7 @@ class SecureRounds:
                 bytes_up=tally.bytes_up,
             )
         )
+        require_replies(answered, asked, self._config, task.round, progress.failures)
         return believed
 
     def _begin(self, devices: Sequence[str]) -> None:

@@ -3,7 +3,12 @@
 A sum goes through stages: offers of keys (most came with the sum before), shares, masked vectors,
 signatures of the survivors, shares to unmask with. All cohorts of a round go through them together.
 A device that fails at a stage has failed for this sum. A sum that too many have failed is tried
-again with others in their place.
+again with others in their place, but not once shares to unmask with have been asked for: what some
+devices gave of theirs for one set of survivors, and a second sum of that round over other devices,
+would differ by single devices.
+
+A device that has dealt wrong shares takes no more part in the run. This is kept in memory: after a
+restart such a device can spoil one more sum.
 """
 
 from __future__ import annotations
@@ -57,13 +62,15 @@ class SumStage:
 OnStage = Callable[[SumStage], None]
 _Place = tuple[Purpose, str]
 
+_SUSPECT = "it has dealt wrong shares of its secrets in a secure sum"
+
 
 @dataclass(frozen=True)
 class SumTask:
     """What is to be summed in a round.
 
     next_round: for which the devices offer keys with their last message; None: not known yet.
-    begin: called with all devices before they are asked; what it raises ends the run.
+    begin: called with all devices before they are asked; what it raises ends the sums.
     terms: returns the terms, for the cohort's number and size.
     share, upload: wrap the protocol's requests in what else the devices need to know.
     """
@@ -88,9 +95,13 @@ class CohortSum:
 
 @dataclass
 class Tally:
-    """What the sums of a round took, retries included: seconds by stage, bytes both ways."""
+    """What the sums of a round took, retries included: seconds by stage, bytes both ways.
+
+    `reasons` are why some could not be finished.
+    """
 
     attempts: int = 0
+    reasons: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
@@ -136,7 +147,7 @@ class SecureSums:
         spare: Sequence[str],
         progress: RoundProgress,
     ) -> tuple[list[CohortSum], Tally]:
-        """Return the sums over the cohorts that could be finished, and what it took.
+        """Return the sums over the cohorts that could be finished, maybe none, and what it took.
 
         Args:
             task: what is summed.
@@ -145,31 +156,34 @@ class SecureSums:
             progress: gets the failures.
 
         Raises:
-            FedspkError: none could be finished.
+            FedspkError: the task may not even begin. When it may not begin once more, what is
+                finished stays.
         """
         register, tally = DeviceRegister.load(self._register), Tally()
         waiting = {number: list(cohort) for number, cohort in enumerate(cohorts)}
         finished: dict[int, CohortSum] = {}
-        reasons: list[str] = []
         spare = list(spare)
         for attempt in range(self.config.attempts):
             devices = [device for cohort in waiting.values() for device in cohort]
+            try:
+                task.begin(devices)
+            except FedspkError as error:
+                if attempt == 0:
+                    raise
+                tally.reasons.append(str(error))
+                break
             instance = self._instance(task, attempt, devices)
             passage = _Passage(self, task, instance, register, progress, tally)
             finished |= passage.run(waiting)
-            reasons += passage.aborted.values()
+            tally.reasons += [*passage.aborted.values(), *passage.lost.values()]
             waiting = {
                 number: _replaced(waiting[number], passage.failed, spare)
                 for number in passage.aborted
             }
             if not any(waiting.values()):
                 break
-        if not finished:
-            raise FedspkError(
-                f"Round {task.round}: no secure sum was finished in {_times(tally.attempts)}: "
-                f"{reasons[0] if reasons else 'no device was there.'}"
-            )
-        progress.failures += reasons
+        for reason in tally.reasons:
+            progress.note(reason)
         return [finished[number] for number in sorted(finished)], tally
 
     def take_offer(self, device: str, instance: OfferRequest) -> KeyOffer | None:
@@ -205,8 +219,9 @@ class SecureSums:
 class _Passage:
     """Cohorts on their way through the stages, once.
 
-    `aborted` are the cohorts that had to stop, by number, and why; `failed` the devices that gave
-    no usable answer at some stage.
+    `aborted` are the cohorts that had to stop and may be tried again, by number, and why; `lost`
+    those that were to be unmasked already; `failed` the devices that gave no usable answer at some
+    stage.
     """
 
     def __init__(
@@ -219,6 +234,7 @@ class _Passage:
         tally: Tally,
     ) -> None:
         self.aborted: dict[int, str] = {}
+        self.lost: dict[int, str] = {}
         self.failed: set[str] = set()
         self._sums = sums
         self._task = task
@@ -237,7 +253,6 @@ class _Passage:
         """Return the sums of the cohorts that come through, by number."""
         self._tally.attempts += 1
         devices = [device for cohort in cohorts.values() for device in cohort]
-        self._task.begin(devices)
         self._gather_offers(devices)
         self._open(cohorts)
         shares = self._requests(self._share_requests)
@@ -274,7 +289,7 @@ class _Passage:
                 )
                 continue
             terms = self._task.terms(self._instance, number, len(offers))
-            server = SumServer(terms, offers, self._register)
+            server = SumServer(terms, offers, self._register, self._sums.config.corrupt_fraction)
             self._servers[number] = server
             self._server_of |= dict.fromkeys(server.devices, server)
 
@@ -285,13 +300,9 @@ class _Passage:
             try:
                 requests |= prepare(server)
             except SumAborted as error:
-                self._abort(number, error)
+                self.aborted[number] = str(error)
+                del self._servers[number]
         return requests
-
-    def _abort(self, number: int, error: SumAborted) -> None:
-        self.aborted[number] = str(error)
-        self.failed |= set(error.suspects)
-        del self._servers[number]
 
     def _stage(
         self,
@@ -386,11 +397,13 @@ class _Passage:
     def _finished(self) -> dict[int, CohortSum]:
         started, asked = time.monotonic(), len(self._servers)
         finished = {}
-        for number, server in list(self._servers.items()):
+        for number, server in self._servers.items():
             try:
                 total = server.finish(self._sums.remover)
             except SumAborted as error:
-                self._abort(number, error)
+                self.lost[number] = str(error)
+                for device in error.suspects:
+                    self._sums.fleet.leave_out(device, _SUSPECT)
             else:
                 finished[number] = CohortSum(server.terms, total, server.survivors)
         self._finish_stage("sum", started, asked, len(finished))
@@ -404,10 +417,6 @@ def _replaced(cohort: Sequence[str], failed: set[str], spare: list[str]) -> list
     kept += spare[:missing]
     del spare[:missing]
     return kept
-
-
-def _times(count: int) -> str:
-    return f"{count} attempt" if count == 1 else f"{count} attempts"
 
 
 def _size(record: Record) -> int:

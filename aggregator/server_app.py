@@ -111,7 +111,9 @@ def _report_stage(stage: SumStage) -> None:
 
 
 def _report(record: RoundRecord) -> None:
-    if record.round == 0:
+    if record.failure is not None:
+        parts = [f"round {record.round} failed and left the model as it was: {record.failure}"]
+    elif record.round == 0:
         parts = ["round 0: the initial model"]
     else:
         parts = [f"round {record.round}: {record.answered} of {record.asked} devices trained"]

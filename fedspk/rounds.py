@@ -63,7 +63,7 @@ class RunConfig(BaseModel):
     sampling: "batches" divides the devices once, into batches that take turns; "random" draws anew
         every round (McMahan et al. 2017), whose sums, subtracted, leak single devices in the end
         (So et al., arXiv 2106.03328).
-    minimum_reply_fraction: fewer usable replies than this share of those asked end the run.
+    minimum_reply_fraction: fewer usable replies than this share of those asked fail a round.
     server_momentum, server_beta2, server_epsilon: of FedAvgM (the first) and FedAdam.
     evaluate_every: rounds between validations (the last round has one); 0 never validates.
     patience: validations in a row without improvement that end the run; 0 never does.

@@ -33,7 +33,8 @@ class SecureConfig(BaseModel):
     full_graph_limit: up to so many devices mask with all others, more with some of them.
     corrupt_fraction, dropout_fraction: shares of a cohort that may be dishonest, or may fail.
     combine: how the cohorts' means become one; "median" and "trimmed_mean" (Yin et al. 2018) bound
-        what a dishonest cohort can do, and divide a round into five cohorts or more.
+        what a dishonest cohort can do, and divide a round into five cohorts or more, from 14
+        devices on into seven; five must remain.
     attempts: how often a sum that cannot be finished is tried in all, with other devices.
     stage_timeout_seconds: how long to wait for the answers of a stage in which nobody trains.
     privacy: noise and budget of differential privacy; None adds no noise.

@@ -15,7 +15,7 @@ import numpy as np
 
 from aggregator.federation import FederationResult, run_federation
 from aggregator.record import RoundRecord
-from aggregator.robust import FEWEST_COHORTS
+from aggregator.robust import planned_cohorts
 from aggregator.rounds import WeightedMean
 from aggregator.secure_sums import SumStage
 from clients.client_app import MINIMUM_COHORT
@@ -194,7 +194,7 @@ def _policy(run: RunConfig, devices: int) -> dict[str, int | bool]:
     if run.secure is None:
         return {"plain-updates": True}
     asked = min(devices, run.clients_per_round or round(run.client_fraction * devices))
-    cohorts = 1 if run.secure.combine == "mean" else FEWEST_COHORTS
+    cohorts = planned_cohorts(asked, run.secure.combine)
     minimum = max(2, min(MINIMUM_COHORT, asked // cohorts))
     return {"minimum-cohort": minimum, "durable-state": False}
 

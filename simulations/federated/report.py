@@ -47,6 +47,7 @@ def write_report(folder: Path, results: Json, scores: Mapping[str, TrialScores])
             verdict=verdict(results),
             best=best_arm(results),
             comparisons=_comparisons(results),
+            failed_rounds=_failed_rounds(results),
             provenance=json.dumps(
                 {key: results[key] for key in ("config", "versions", "seed", "models")}, indent=2
             ),
@@ -139,6 +140,16 @@ def _comparisons(results: Json) -> list[Json]:
             row = rows.setdefault((entry["a"], entry["b"]), entry | {"p": {}})
             row["p"][entry["test"]] = entry["p_value"]
     return list(rows.values())
+
+
+def _failed_rounds(results: Json) -> list[str]:
+    """Return why rounds of federated arms came to nothing, a sentence each."""
+    return [
+        f"Arm {arm}: {record['failure']}"
+        for arm, history in results["history"].items()
+        for record in history
+        if record.get("failure")
+    ]
 
 
 def _figures(folder: Path, results: Json, scores: Mapping[str, TrialScores]) -> list[_Shown]:

@@ -174,8 +174,19 @@ def test_a_checkpoint_names_only_vectors_that_are_on_the_disk(tmp_path, monkeypa
 
 def test_too_few_replies_end_the_run_with_the_reason(tmp_path):
     fleet = Fleet(tmp_path, [{"fault": "raise"}, {"fault": "raise"}, {}])
-    with pytest.raises(FedspkError, match=r"Round 1: 1 of 3 .* 2 are needed.*\(ValueError\)"):
+    with pytest.raises(FedspkError, match=r"Round 2: 1 of 3 .* 2 are needed.*\(ValueError\)"):
         fleet.run(rounds=2)
+
+
+def test_a_round_with_too_few_replies_leaves_the_model_as_it_was(tmp_path):
+    lost = {"fault": "raise", "fault_round": 2}
+    fleet = Fleet(tmp_path, [lost, lost, {}])
+    result = fleet.run(rounds=3)
+    failed = result.history[2]
+    assert [record.failure is None for record in result.history] == [True, True, False, True]
+    assert "1 of 3 devices answered" in failed.failure
+    assert failed.validation_loss is None  # that model has a loss already
+    assert result.last_model == Fleet(tmp_path / "two", 3).run(rounds=2).last_model
 
 
 def test_a_node_that_cannot_say_who_it_is_takes_no_part(tmp_path):
@@ -270,7 +281,30 @@ def test_the_store_keeps_only_what_the_run_needs(tmp_path):
     assert len(kept) <= 5  # and FedAdam's two moments
 
 
-def test_two_nodes_with_one_name_are_an_error(tmp_path):
+class _ChangingGrid(LocalGrid):
+    """Some nodes are away."""
+
+    away = frozenset()
+
+    def get_node_ids(self):
+        return [node for node in super().get_node_ids() if node not in self.away]
+
+
+def test_nodes_that_claim_one_name_are_left_out_while_there_are_two(tmp_path):
+    fleet = Fleet(tmp_path, [{}, {}, {}, {"partition-id": 1}], _ChangingGrid)
+    fleet.grid.away = {5}
+
+    def change(record):
+        fleet.grid.away = {1: (), 2: {5}}.get(record.round, fleet.grid.away)
+
+    result = fleet.run(change, rounds=3)
+    assert [record.asked for record in result.history[1:]] == [3, 2, 3]
+    (warning,) = result.history[2].failures
+    assert warning.startswith("device-0001: left out, claimed by two nodes")
+    assert [record.failures for record in result.history if record.round != 2] == [()] * 3
+
+
+def test_a_run_in_which_every_name_is_claimed_twice_ends(tmp_path):
     fleet = Fleet(tmp_path, [{"partition-id": 1}, {"partition-id": 1}])
-    with pytest.raises(FedspkError, match="Two nodes say that they are device-0001"):
+    with pytest.raises(FedspkError, match="no device is left; device-0001: left out, claimed"):
         fleet.run(rounds=1)

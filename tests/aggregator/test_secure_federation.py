@@ -2,87 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
-
 import numpy as np
 import pytest
+from secure_toy_fleet import NAMES, SECURE, SIZE, STEP, CountingGrid, Fleet, expected
 
-from aggregator.checkpoint import load_checkpoint
-from aggregator.federation import run_federation
 from aggregator.rounds import with_newcomers
-from clients.enrolment import enrol_simulated_fleet
 from fedspk.errors import FedspkError
 from fedspk.rounds import RunConfig
 from fedspk.secagg.keys import DeviceRegister
-from fedspk.weights import WeightStore
-from simulations.executors import SerialExecutor
-from simulations.grid import LocalGrid
-
-SIZE = 5
-NAMES = [f"device-{index:04d}" for index in range(12)]
-SECURE = {"norm": 100.0, "maximum_weight": 16}
-STEP = 100 * 16 / 2**22  # of 24 bits, with room for the largest cohort of these tests
-
-
-class CountingGrid(LocalGrid):
-    """Counts the messages by type."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.sent = Counter()
-
-    def push_messages(self, messages):
-        messages = list(messages)
-        self.sent.update(message.metadata.message_type for message in messages)
-        return super().push_messages(messages)
-
-
-class Fleet:
-    """Toy devices 0 .. n - 1 (see `secure_toy_client`) with their store and checkpoint folder."""
-
-    def __init__(self, folder: Path, nodes: list[dict] | int, grid_type=CountingGrid) -> None:
-        configs = [{}] * nodes if isinstance(nodes, int) else nodes
-        self.folder = folder
-        self.register = enrol_simulated_fleet(folder / "fleet", NAMES[: len(configs)])
-        self.store = WeightStore(folder / "store")
-        self.initial = self.store.put(np.linspace(-1, 1, SIZE).astype(np.float32))
-        self.grid = grid_type(
-            "secure_toy_client:app",
-            [{"folder": str(folder / "fleet"), **config} for config in configs],
-            SerialExecutor(),
-            run_config={"store": str(folder / "store")},
-        )
-
-    def run(self, on_round=None, on_stage=None, secure=SECURE, **changes):
-        self.config = RunConfig().changed(secure=secure, **changes)
-        return run_federation(
-            self.grid,
-            self.config,
-            self.store,
-            self.folder / "run",
-            initial=self.initial,
-            register=self.register,
-            on_round=on_round,
-            on_stage=on_stage,
-        )
-
-    def state(self):
-        return load_checkpoint(self.folder / "run", self.config, self.initial)
-
-    def model(self, result):
-        return np.array(self.store.get(result.last_model), np.float64)
-
-
-def expected(cohorts, rate=1.0, weights=None):
-    """The model of Algorithm 1 by hand, one cohort of device numbers a round."""
-    model = np.linspace(-1, 1, SIZE)
-    for devices in cohorts:
-        targets = np.array(devices, np.float64)
-        shares = targets + 1 if weights is None else np.array(weights)
-        deltas = 0.5 * (targets[:, None] - model)
-        model = model + rate * (shares[:, None] * deltas).sum(0) / shares.sum()
-    return model
 
 
 def test_two_rounds_are_those_of_algorithm_1_to_the_rounding(tmp_path):
@@ -187,16 +114,6 @@ def test_a_batch_that_is_away_is_passed_over_and_keys_for_a_later_round_do_not_h
     assert all(not record.failures for record in result.history)
 
 
-def test_a_sum_that_nobody_can_finish_is_one_sentence_and_loses_nothing(tmp_path):
-    lost = {"fails-at": "query.share", "fails-in": 2}
-    fleet = Fleet(tmp_path, [lost] * 4)
-    with pytest.raises(FedspkError, match=r"Round 2: no secure sum was finished in 1 attempt: \w"):
-        fleet.run(rounds=3)
-    assert fleet.state().round == 1
-    whole = Fleet(tmp_path / "whole", 4).run(rounds=3)
-    assert Fleet(tmp_path, 4).run(rounds=3).last_model == whole.last_model
-
-
 def test_a_sum_over_one_device_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(FedspkError, match=r"needs two devices or more.*--no-secure"):
         Fleet(tmp_path, 1).run(rounds=1)
@@ -297,25 +214,8 @@ def test_a_round_in_cohorts_has_the_same_mean(tmp_path):
     np.testing.assert_allclose(fleet.model(result), expected([range(9)]), atol=9 * STEP)
 
 
-@pytest.mark.parametrize("combine", ["median", "trimmed_mean"])
-def test_robust_means_divide_a_round_into_five_cohorts(tmp_path, combine):
-    fleet = Fleet(tmp_path, 10)
-    result = fleet.run(rounds=1, secure={**SECURE, "combine": combine})
-    assert result.history[1].secure[0].cohorts == (2,) * 5
-
-
-def test_a_cohort_whose_mean_honest_devices_cannot_have_made_does_not_count(tmp_path, monkeypatch):
-    from clients import secure
-
-    encode = secure.encode_contribution
-
-    def lying(terms, delta, figures, rounding):
-        vector = encode(terms, delta, figures, rounding)
-        if terms.cohort == 1 and terms.size:
-            vector[: terms.size] = terms.quantiser.levels
-        return vector
-
-    monkeypatch.setattr(secure, "encode_contribution", lying)
+def test_a_cohort_whose_mean_honest_devices_cannot_have_made_does_not_count(tmp_path, poison):
+    poison(cohort=1)
     fleet = Fleet(tmp_path, 9)
     result = fleet.run(rounds=1, secure={**SECURE, "cohort_size": 3})
     record = result.history[1]

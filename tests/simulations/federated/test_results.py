@@ -182,6 +182,15 @@ def test_secure_sums_are_summed_up_by_what_was_summed() -> None:
     assert (validation["rounds"], validation["clipped"]) == (2, None)
 
 
+def test_the_page_tells_rounds_that_failed(results: Json, tmp_path: Path) -> None:
+    scores = {name: pooled_scores([device_scores(0, 2.0)]) for name in results["summary"]}
+    assert "Rounds that failed" not in write_report(tmp_path, results, scores).read_text()
+    failed = {**HISTORY[2], "round": 3, "failure": "Round 3: no secure sum was finished."}
+    changed = results | {"history": {"federated": [*HISTORY, failed]}}
+    page = write_report(tmp_path, changed, scores).read_text()
+    assert "Arm federated: Round 3: no secure sum was finished." in page
+
+
 def test_a_page_on_updates_sent_in_clear_says_so(results: Json, tmp_path: Path) -> None:
     in_clear = [record | {"secure": ()} for record in HISTORY]
     assert secure_summary(in_clear, None) is None
