@@ -36,7 +36,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flower_secagg
 import numpy as np
@@ -249,19 +249,18 @@ class DevicesApart:
     def __init__(self, count: int, size: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve_devices, args=(theirs, count, size))
+        length = _terms(count, size).quantiser.length
+        shared = spawn.RawArray("B", 4 * length)  # a pipe would hold copies of its own
+        self._vector = np.frombuffer(shared, np.uint32)
+        self._process = spawn.Process(target=_serve_devices, args=(theirs, shared, count, size))
         self._process.start()
         self.register = DeviceRegister(self._pipe.recv())
-        self._vector = np.empty(_terms(count, size).quantiser.length, np.uint32)
 
     def answer(self, step: str, name: str, request: bytes) -> tuple[bytes, MaskedVector | None]:
         """Return a device's reply, and its masked vector when it uploads: valid until the next."""
         self._pipe.send((step, name, request))
         reply: bytes = self._pipe.recv()
-        if step != "mask":
-            return reply, None
-        self._pipe.recv_bytes_into(self._vector)
-        return reply, self._vector
+        return reply, self._vector if step == "mask" else None
 
     def close(self) -> None:
         """End the process."""
@@ -486,14 +485,15 @@ def _terms(devices: int, size: int) -> Terms:
     )
 
 
-def _serve_devices(pipe: Connection, count: int, size: int) -> None:
+def _serve_devices(pipe: Connection, shared: Any, count: int, size: int) -> None:
     devices = Devices(count, size)
+    arriving = np.frombuffer(shared, np.uint32)
     pipe.send(dict(devices.register.keys))
     while (question := pipe.recv()) is not None:
         reply, vector = devices.answer(*question)
-        pipe.send(reply)
         if vector is not None:
-            pipe.send_bytes(vector.data.cast("B"))
+            arriving[:] = vector
+        pipe.send(reply)
 
 
 def _typical(call: Callable[[], object], times: int) -> float:
