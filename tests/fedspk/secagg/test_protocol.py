@@ -89,7 +89,7 @@ def foretold_survivors(simulation: Simulation) -> set[str] | None:
 
 @pytest.mark.parametrize(
     ("clients", "ring", "examples"),
-    [(st.integers(2, 12), False, 80), (st.integers(8, 40), True, 60)],
+    [(st.integers(2, 12), False, 150), (st.integers(8, 40), True, 60)],
     ids=["full", "ring"],
 )
 def test_the_sum_is_finished_and_exact_just_when_enough_remain(clients, ring, examples):
@@ -113,8 +113,8 @@ def test_the_sum_is_finished_and_exact_just_when_enough_remain(clients, ring, ex
 
     check()
     for failed, corrupt in itertools.product([False, True], repeat=2):
-        assert outcomes[True, failed, corrupt] >= 3
-    assert outcomes[False, True, True] >= 3
+        assert outcomes[True, failed, corrupt] >= 2
+    assert outcomes[False, True, True] >= 2
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
