@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,21 @@ from fedspk.secagg.quantise import Quantiser
 from simulations.deployment_keys import write_key_pair
 from simulations.executors import SerialExecutor
 from simulations.flower_deployment import FlowerDeployment
-from simulations.flower_processes import flower_environment
+from simulations.flower_processes import (
+    family_of,
+    flower_environment,
+    processes_named,
+    send_signal,
+)
 from simulations.grid import LocalGrid
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE_SECONDS = 600
 _POLICY = {"minimum-cohort": 4}
+
+
+class _KilledError(Exception):
+    """A process was killed: nobody waits for what it did."""
 
 
 @pytest.mark.slow
@@ -74,6 +85,61 @@ def test_secure_rounds_over_tls_outlive_a_node_that_is_killed_in_the_middle_of_o
     assert _state(tmp_path / "deployed")["model"] == local.last_model
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "trained"), [("share", 4), ("survivors", 5), ("unmask", 5)])
+def test_a_node_may_be_killed_at_any_step_of_a_secure_sum(tmp_path, step, trained):
+    config = tiny_config(evaluate_every=0, update_transport="message")
+    with FlowerDeployment(tmp_path / "flower") as deployment:
+        nodes = deployment.start_nodes(_nodes(tmp_path / "deployed", 5, _POLICY))
+
+        def kill_at_the_step():
+            if f"Receiving: query.{step} message" in nodes[1].log():
+                nodes[1].kill()
+
+        log = _deployed(deployment, _ROOT, config, tmp_path / "deployed", kill_at_the_step)
+    assert f"round 1: {trained} of 5 devices trained" in log
+    assert re.search("round 2: 4 of [45] devices trained", log)  # it may not be missed yet
+    assert not _processes_of(tmp_path)
+    mortals = _where_one_dies(tmp_path / "local", 1, f"query.{step}")
+    local, _ = _local(config, tmp_path / "local", mortals)
+    assert _state(tmp_path / "deployed")["model"] == local.last_model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["flwr-serverapp", "flower-superlink"])
+def test_an_aggregator_killed_in_the_middle_of_a_sum_goes_on_to_the_same_bits(tmp_path, process):
+    config = tiny_config(evaluate_every=0, update_transport="message")
+    configs = _nodes(tmp_path / "deployed", 5, _POLICY)
+    with ExitStack() as deployments:
+        deployment = deployments.enter_context(FlowerDeployment(tmp_path / "flower"))
+        nodes = deployment.start_nodes(configs)
+
+        def kill_when_masked_vectors_come_again():
+            if nodes[1].log().count("Receiving: train.masked message") == 2:
+                _kill_with_children(process, tmp_path / "flower")
+                raise _KilledError
+
+        with pytest.raises(_KilledError):
+            _deployed(
+                deployment,
+                _ROOT,
+                config,
+                tmp_path / "deployed",
+                kill_when_masked_vectors_come_again,
+            )
+        assert _state(tmp_path / "deployed")["round"] == 1
+        if process == "flower-superlink":  # it is gone, and nobody reads its database again
+            deployment.close()
+            deployment = deployments.enter_context(FlowerDeployment(tmp_path / "again"))
+            deployment.start_nodes(configs)
+        log = _deployed(deployment, _ROOT, config, tmp_path / "deployed")
+    assert "round 1:" not in log
+    assert "round 2: 5 of 5 devices trained" in log
+    assert not _processes_of(tmp_path)
+    undisturbed, _ = _local(config, tmp_path / "local", _nodes(tmp_path / "local", 5, _POLICY))
+    assert _state(tmp_path / "deployed")["model"] == undisturbed.last_model
+
+
 def test_a_sum_that_a_device_left_is_the_weighted_mean_of_the_others(tmp_path):
     """What the deployment above is compared with, compared with rounds in clear."""
     config = tiny_config(rounds=1, evaluate_every=0)
@@ -105,10 +171,17 @@ def _where_one_is_discreet(folder):
     return nodes
 
 
-def _where_one_dies(folder, number):
+def _where_one_dies(folder, number, step="train"):
     nodes = _nodes(folder, 5, {**_POLICY, "plain-updates": True})
-    nodes["device-0001"]["dies-in-round"] = number
+    nodes["device-0001"] |= {"dies-in-round": number, "dies-at": step}
     return nodes
+
+
+def _kill_with_children(process, folder):
+    """End a process of the aggregator's side at once, as a power cut does."""
+    superlink = family_of(processes_named(["flower-superlink", str(folder)]))
+    for each in family_of(processes_named([process]) & superlink):
+        send_signal(each, signal.SIGKILL)
 
 
 def _nodes(folder, count, config):
