@@ -47,7 +47,7 @@ class Fleet:
         reasons = self._introduce(sorted(nodes - self._names.keys() - quiet), progress)
         require_replies(len(self._names), len(nodes), self._config, progress.round, reasons)
         claims = Counter(self._names.values())
-        self._nodes = {name: node for node, name in self._names.items() if claims[name] == 1}
+        self._nodes = {name: node for node, name in self._names.items()}
         left_out = {
             name: "claimed by two nodes; give each its own identity"
             for name in sorted(claims)

@@ -10,9 +10,9 @@ class SumRefused(FedspkError):  # noqa: N818 - named after the event
 
 
 class SumAborted(FedspkError):  # noqa: N818
-    """The aggregator cannot finish this sum: retry it with a new cohort.
+    """The aggregator cannot finish this sum.
 
-    suspects: devices that have cheated or are broken, to leave out of the next cohort.
+    suspects: devices that have cheated or are broken, to leave out of the sums to come.
     """
 
     def __init__(self, message: str, suspects: tuple[str, ...] = ()) -> None:
