@@ -35,6 +35,7 @@ from fedspk.model import SpeakerModel
 from fedspk.progress import progress
 from fedspk.rounds import RunConfig
 from fedspk.run_model import device_model, shared_names
+from fedspk.secagg.parameters import full_graph
 from fedspk.weights import FloatVector, WeightStore, flatten, unflatten
 from simulations.executors import Executor
 from simulations.federated.central import load_classes, shared_state
@@ -187,7 +188,7 @@ def run_federated(
 
 
 def _policy(run: RunConfig, devices: int) -> dict[str, int | bool]:
-    """Return what every device insists on: a cohort as large as so small a fleet allows.
+    """Return what every device insists on: what is left of a cohort is as large as a sum needs.
 
     An interrupted run begins its sums anew, so a power cut may take what the devices remember.
     """
@@ -195,7 +196,7 @@ def _policy(run: RunConfig, devices: int) -> dict[str, int | bool]:
         return {"plain-updates": True}
     asked = min(devices, run.clients_per_round or round(run.client_fraction * devices))
     cohorts = planned_cohorts(asked, run.secure.combine)
-    minimum = max(2, min(MINIMUM_COHORT, asked // cohorts))
+    minimum = min(MINIMUM_COHORT, full_graph(max(2, asked // cohorts)).threshold)
     return {"minimum-cohort": minimum, "durable-state": False}
 
 
