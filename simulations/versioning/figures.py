@@ -8,7 +8,7 @@ the queues and the time to consistency are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "svg.hashsalt": "fedspk",
 }
-_WIDTH = 6.2  # inches: on a phone's screen the letters stay readable
+_WIDTH = 5.6  # inches: on a phone's screen the letters stay readable
 _LOG_FROM = 20.0  # values that differ by this factor are drawn on a logarithmic axis
 
 Groups = Mapping[str, Mapping[str, Json]]
@@ -88,15 +88,15 @@ def request_boxes(quantiles: Mapping[str, Sequence[float] | None], label: str) -
     if not known:
         return None
     names = ("whislo", "q1", "med", "q3", "whishi")
-    statistics = [
-        dict(zip(names, values, strict=True)) | {"fliers": []} for values in known.values()
+    statistics: list[dict[str, Any] | None] = [
+        {**dict(zip(names, values, strict=True)), "fliers": []} for values in known.values()
     ]
     return _boxes([(name, "") for name in known], statistics, label)
 
 
 def latency_cdf(curves: Mapping[str, tuple[FloatArray, FloatArray]]) -> Figure:
     """Plot the share of requests that took longer, both axes logarithmic: the tail is visible."""
-    with _figure(3.9) as (figure, axes):
+    with _figure(3.4 + _legend_height(curves)) as (figure, axes):
         for position, (name, (seconds, share)) in enumerate(curves.items()):
             if seconds.size:
                 longer = np.append(1.0, 1 - share)
@@ -110,7 +110,7 @@ def latency_cdf(curves: Mapping[str, tuple[FloatArray, FloatArray]]) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel="latency (s)")
         axes.set_ylabel("share of requests that take longer")
         _plain_log(axes.xaxis)
-        _legend(axes, len(curves))
+        _legend(figure, curves)
     return figure
 
 
@@ -150,13 +150,13 @@ def heat_maps(
 
 def over_time(lines: Mapping[str, FloatArray], hours: float, label: str) -> Figure:
     """Plot one value a bin of time and strategy."""
-    with _figure(3.4) as (figure, axes):
+    with _figure(2.9 + _legend_height(lines)) as (figure, axes):
         for position, (name, values) in enumerate(lines.items()):
             middles = (np.arange(len(values)) + 0.5) * hours / len(values)
             axes.plot(middles, values, label=name, **_line(name, position))
         axes.set(xlabel="hours", ylabel=label, xlim=(0, hours))
         axes.set_ylim(bottom=0)
-        _legend(axes, len(lines))
+        _legend(figure, lines)
     return figure
 
 
@@ -165,7 +165,7 @@ def consistency(times: Mapping[str, Sequence[float | None]], hours: float) -> Fi
 
     times: seconds since the rollout began, by run; None where a run ended before.
     """
-    with _figure(3.4) as (figure, axes):
+    with _figure(2.9 + _legend_height(times)) as (figure, axes):
         for position, (name, values) in enumerate(times.items()):
             reached = np.sort([value / 3600 for value in values if value is not None])
             share = np.arange(1, len(reached) + 1) / len(values)
@@ -180,7 +180,7 @@ def consistency(times: Mapping[str, Sequence[float | None]], hours: float) -> Fi
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlim(left=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _legend(axes, len(times))
+        _legend(figure, times)
     return figure
 
 
@@ -196,7 +196,7 @@ def sweep_lines(groups: Groups, key: str, metric: str) -> Figure | None:
         return None
     order = np.argsort(at, kind="stable")
     drawn = False
-    with _figure(3.4) as (figure, axes):
+    with _figure(2.9 + _legend_height(next(iter(groups.values())))) as (figure, axes):
         for position, name in enumerate(next(iter(groups.values()))):
             cells = [strategies[name][metric] for strategies in groups.values()]
             if any(cell["mean"] is None for cell in cells):
@@ -217,13 +217,13 @@ def sweep_lines(groups: Groups, key: str, metric: str) -> Figure | None:
             _plain_log(axes.xaxis)
         unit = f" ({shown.unit})" if shown.unit else ""
         axes.set(xlabel=key.replace("_", " "), ylabel=f"{shown.label}{unit}")
-        _legend(axes, len(next(iter(groups.values()))))
+        _legend(figure, next(iter(groups.values())))
     return figure if drawn else None
 
 
 def _boxes(
     labels: Sequence[tuple[str, str]],
-    statistics: Sequence[Mapping[str, Any] | None],
+    statistics: Sequence[dict[str, Any] | None],
     label: str,
     title: str = "",
 ) -> Figure:
@@ -233,8 +233,8 @@ def _boxes(
     places = [
         strategies.index(name) + (i % each + 0.5) / each for i, (name, _) in enumerate(labels)
     ]
-    with _figure(0.8 + 0.42 * len(strategies) + 0.17 * len(labels)) as (figure, axes):
-        for place, (name, text), values in zip(places, labels, statistics, strict=True):
+    with _figure(0.8 + 0.25 * len(strategies) + 0.17 * len(labels)) as (figure, axes):
+        for place, (name, _), values in zip(places, labels, statistics, strict=True):
             if values is None:
                 continue
             drawn = axes.bxp(
@@ -299,15 +299,17 @@ def _line(name: str, position: int) -> dict[str, Any]:
     return {"color": colour(name, position), "ls": dashes, "lw": 1.8}
 
 
-def _legend(axes: Axes, entries: int) -> None:
-    axes.legend(
-        frameon=False,
-        ncols=3 if entries > 2 else entries,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        fontsize=9,
-        columnspacing=1.2,
-    )
+def _legend(figure: Figure, names: Collection[str]) -> None:
+    """Name the lines above the plot, in as many columns as the names leave room for."""
+    figure.legend(frameon=False, ncols=_legend_columns(names), loc="outside upper left", fontsize=9)
+
+
+def _legend_height(names: Collection[str]) -> float:
+    return 0.2 * math.ceil(len(names) / _legend_columns(names))
+
+
+def _legend_columns(names: Collection[str]) -> int:
+    return 3 if max(map(len, names), default=0) < 12 else 2
 
 
 @contextmanager

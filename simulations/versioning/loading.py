@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from fedspk.errors import FedspkError
 from simulations.versioning.config import VersioningConfig
-from simulations.versioning.run import strategy_names
 from simulations.versioning.speakerversim import is_speakerversim, translate
+from simulations.versioning.strategies import get_strategy
 
 _NO_SWEEP = ("strategies", "runs", "seed")
 
@@ -108,11 +108,8 @@ def _validated(values: Mapping[str, Any]) -> VersioningConfig:
         config = VersioningConfig.model_validate(values)
     except ValidationError as error:
         raise FedspkError(_explained(error)) from error
-    if unknown := [name for name in config.strategies if name not in strategy_names()]:
-        raise FedspkError(
-            f"Configuration field strategies: {unknown[0]!r} is unknown; choose among "
-            f"{', '.join(strategy_names())}."
-        )
+    for name in config.strategies:
+        get_strategy(name)
     return config
 
 

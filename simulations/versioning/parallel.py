@@ -28,7 +28,7 @@ class _Task:
 
 
 def simulate_all(
-    configs: Sequence[VersioningConfig], *, jobs: int, progress: Progress = lambda runs: None
+    configs: Sequence[VersioningConfig], *, jobs: int, progress: Progress | None = None
 ) -> list[dict[str, Batch]]:
     """Return, for each configuration, every one of its strategies' runs in one batch.
 
@@ -52,7 +52,8 @@ def simulate_all(
             so_far = found[task.point].setdefault(task.strategy, batch)
             if so_far is not batch:
                 so_far.add(batch)
-            progress(len(task.runs))
+            if progress is not None:
+                progress(len(task.runs))
     return found
 
 

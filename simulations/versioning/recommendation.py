@@ -69,7 +69,7 @@ def recommend(strategies: Mapping[str, Json], *, queues: bool) -> Recommendation
     sentences = [
         _praise(strategies, best),
         *_last_beaten(strategies, best, last),
-        *([f"{_listed(level)} cannot be told from it by these rules."] if level else []),
+        *([f"{_listed(level)} cannot be told from it by these numbers."] if level else []),
         *([_left_out(excluded)] if excluded else []),
         *_caveats(strategies, best, queues),
     ]
@@ -137,8 +137,8 @@ def _praise(strategies: Mapping[str, Json], best: str) -> str:
         f"Use {best}: mean latency {_show(strategies, best, 'latency_mean_s')}{sure}, "
         f"99th percentile {_show(strategies, best, 'latency_p99_s')}, "
         f"maximum {_show(strategies, best, 'latency_max_s')}, "
-        f"{_show(strategies, best, 'gflops_per_request')} and "
-        f"{_show(strategies, best, _BOUNCES)} backward bounces a request."
+        f"{_show(strategies, best, 'gflops_per_request')} a request, "
+        f"{_show(strategies, best, _BOUNCES)} backward bounces."
     )
 
 
@@ -150,7 +150,7 @@ def _last_beaten(
     metric, rival = last
     ours, theirs = (_mean(strategies, name, metric) for name in (best, rival))
     gap = _gap(strategies, metric, rival, best)
-    more = f", {theirs / ours - 1:.0%} more" if ours > 0 else ""
+    more = f", {100 * (theirs / ours - 1):.0f} % more" if ours > 0 else ""
     runs = f", and higher in {gap.lower_in} of {gap.runs} runs" if gap else ""
     return [
         f"The last to fall behind was {rival}, by its {BY_NAME[metric].label} of "
@@ -170,7 +170,7 @@ def _caveats(strategies: Mapping[str, Json], best: str, queues: bool) -> list[st
         shown = (f"{_show(strategies, best, name)} {BY_NAME[name].label}" for name in faults)
         sentences.append(f"It is not without fault: {', '.join(shown)}.")
     if queues and busy > _BUSY:
-        sentences.append(f"Mind that its busiest worker is {busy:.0%} busy at its peak.")
+        sentences.append(f"Mind that its busiest worker is {100 * busy:.0f} % busy at its peak.")
     if not queues:
         sentences.append(
             "Nobody queues in these numbers: run the default model with finite concurrency before "

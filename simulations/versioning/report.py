@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -18,12 +17,12 @@ from simulations.versioning import figures
 from simulations.versioning.results import (
     BY_NAME,
     COMPARED,
-    METRICS,
     Batch,
     FirstRun,
     Json,
     latency_curve,
 )
+from simulations.versioning.strategies import get_strategy
 
 _IN_TABLE = (
     *("backward_bounce_rate", "latency_mean_s", "latency_p50_s", "latency_p95_s"),
@@ -68,6 +67,7 @@ def write_report(folder: Path, results: Json, batches: Mapping[str, Batch]) -> P
             config=config,
             recommendation=results["recommendation"],
             strategies=results["strategies"],
+            summaries={name: get_strategy(name).summary for name in results["strategies"]},
             metrics=[BY_NAME[name] for name in _IN_TABLE],
             compared=[
                 (BY_NAME[name], [row for row in results["comparisons"] if row["metric"] == name])
@@ -162,7 +162,7 @@ def _request_figures(batches: Mapping[str, Batch]) -> Iterator[_Drawn]:
     )
     yield (
         "latency_cdf",
-        "How many requests take longer",
+        "Distribution of the latency",
         figures.latency_cdf({name: latency_curve(batch) for name, batch in batches.items()}),
         "All requests of all runs: at a latency, the share that takes longer (1 - CDF). Further "
         "left is better; the tail at the bottom is what few users meet.",
@@ -172,13 +172,14 @@ def _request_figures(batches: Mapping[str, Batch]) -> Iterator[_Drawn]:
 def _time_figures(results: Json, batches: Mapping[str, Batch]) -> Iterator[_Drawn]:
     hours = results["config"]["hours"]
     firsts = _firsts(batches)
-    loads = {name: first.utilisation for name, first in firsts.items()}
-    waiting = {name: first.queue_length for name, first in firsts.items()}
+    busy = {name: first for name, first in firsts.items() if np.any(first.utilisation)}
+    loads = {name: first.utilisation for name, first in busy.items()}
+    waiting = {name: first.queue_length for name, first in busy.items()}
     same = "Run 0; the workers are updated at the same times in every panel."
     yield (
         "workers",
         "Load of the workers",
-        figures.heat_maps(loads, hours, "jobs at a time"),
+        figures.heat_maps(loads, hours, "jobs at a time") if loads else None,
         f"Jobs in service, mean over a sixtieth of the run. {same}",
     )
     yield (
