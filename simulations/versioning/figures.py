@@ -94,8 +94,13 @@ def request_boxes(quantiles: Mapping[str, Sequence[float] | None], label: str) -
     return _boxes([(name, "") for name in known], statistics, label)
 
 
-def latency_cdf(curves: Mapping[str, tuple[FloatArray, FloatArray]]) -> Figure:
-    """Plot the share of requests that took longer, both axes logarithmic: the tail is visible."""
+def latency_cdf(curves: Mapping[str, tuple[FloatArray, FloatArray]]) -> Figure | None:
+    """Plot the share of requests that took longer, both axes logarithmic: the tail is visible.
+
+    Returns None where no request was answered.
+    """
+    if not any(seconds.size for seconds, _ in curves.values()):
+        return None
     with _figure(3.4 + _legend_height(curves)) as (figure, axes):
         for position, (name, (seconds, share)) in enumerate(curves.items()):
             if seconds.size:

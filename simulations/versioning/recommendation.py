@@ -12,7 +12,7 @@ The rules, in this order:
    paired difference from the best is not clear.
 5. What is still level is ordered by mean latency; the others are named as just as good.
 
-A rule that would leave nobody keeps the least bad.
+A rule that would leave nobody keeps the least bad and those that are not clearly worse.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def recommend(strategies: Mapping[str, Json], *, queues: bool) -> Recommendation
     for rule in (_of_another_version, _unavailable, _bouncing):
         out = rule(strategies, left)
         if len(out) == len(left):
-            del out[min(left, key=lambda name: _faults(strategies, name))]
+            least = min(left, key=lambda name: _faults(strategies, name))
+            out = {name: why for name, why in out.items() if _is_worse(strategies, least, name)}
         excluded |= out
         left = [name for name in left if name not in out]
     ahead, last = _race(strategies, left)
@@ -108,6 +109,11 @@ def _bouncing(strategies: Mapping[str, Json], left: Sequence[str]) -> dict[str, 
 
 def _faults(strategies: Mapping[str, Json], name: str) -> tuple[float, ...]:
     return tuple(_mean(strategies, name, metric) for metric in _FAULTS)
+
+
+def _is_worse(strategies: Mapping[str, Json], least: str, name: str) -> bool:
+    gaps = (_gap(strategies, metric, least, name) for metric in _FAULTS)
+    return any(gap is not None and gap.clear and gap.mean > 0 for gap in gaps)
 
 
 def _race(

@@ -36,6 +36,14 @@ def test_down_or_failing_is_out() -> None:
     }
 
 
+def test_more_failures_that_one_run_alone_had_put_nobody_out() -> None:
+    unlucky = [0.0] * 39 + [0.2]  # half a per cent in the mean, which may be chance
+    found = recommend(
+        {"a": made_strategy(failed_rate=unlucky, latency_p99_s=0.9), "b": GOOD}, queues=True
+    )
+    assert (found.strategy, found.excluded) == ("a", {})
+
+
 def test_failures_that_all_share_put_nobody_out() -> None:
     unclear = [0.01, 0.03] * 20
     found = recommend(
@@ -98,6 +106,17 @@ def test_when_a_rule_would_leave_nobody_the_least_bad_goes_on() -> None:
     )
     assert (found.strategy, list(found.excluded)) == ("bad", ["worse"])
     assert "not without fault: 10.00 cross-version scorings" in found.text
+
+
+def test_when_all_are_equally_bad_the_race_goes_on_between_all() -> None:
+    found = recommend(
+        {
+            "slow": made_strategy(backward_bounce_rate=0.13, latency_p99_s=2.0),
+            "fast": made_strategy(backward_bounce_rate=0.13),
+        },
+        queues=True,
+    )
+    assert (found.strategy, found.excluded) == ("fast", {})
 
 
 def test_the_order_of_the_strategies_does_not_matter() -> None:
