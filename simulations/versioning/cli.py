@@ -23,29 +23,29 @@ def versim(
         typer.Option(help="TOML or YAML file, SpeakerVerSim's too; flags override it."),
     ] = None,
     strategies: Annotated[
-        str | None, typer.Option(help="With commas [default: SSO,SSO-sync,SSO-hash,SSO-mul,SD].")
+        str | None, typer.Option(help="With commas (default: SSO,SSO-sync,SSO-hash,SSO-mul,SD).")
     ] = None,
     model: Annotated[
         Literal["default", "compat"] | None,
         typer.Option(help="compat: SpeakerVerSim's own arithmetic, quirks included."),
     ] = None,
-    runs: Annotated[int | None, typer.Option(help="Runs of each strategy [default: 100].")] = None,
+    runs: Annotated[int | None, typer.Option(help="Runs of each strategy (default: 100).")] = None,
     seed: Annotated[int | None, typer.Option(help="One seed reproduces the runs.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Cloud workers [default: 10].")] = None,
-    users: Annotated[int | None, typer.Option(help="Enrolled users [default: 1].")] = None,
+    workers: Annotated[int | None, typer.Option(help="Cloud workers (default: 10).")] = None,
+    users: Annotated[int | None, typer.Option(help="Enrolled users (default: 1).")] = None,
     interval: Annotated[
-        float | None, typer.Option(help="Mean seconds between two requests [default: 10].")
+        float | None, typer.Option(help="Mean seconds between two requests (default: 10).")
     ] = None,
-    hours: Annotated[float | None, typer.Option(help="Length of a run [default: 3].")] = None,
+    hours: Annotated[float | None, typer.Option(help="Length of a run (default: 3).")] = None,
     sync_interval: Annotated[
-        float | None, typer.Option(help="Seconds between polls of SSO-sync [default: 600].")
+        float | None, typer.Option(help="Seconds between polls of SSO-sync (default: 600).")
     ] = None,
     sweep: Annotated[
         str | None,
         typer.Option(metavar="KEY=V1,V2,...", help="Simulate each value of a field as well."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes [default: one for each CPU].")
+        int | None, typer.Option(min=1, help="Processes (default: one for each CPU).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
