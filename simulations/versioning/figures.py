@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "svg.hashsalt": "fedspk",
 }
-_WIDTH = 5.6  # inches: on a phone's screen the letters stay readable
+_WIDTH = 5.0  # inches: on a phone's screen the letters stay readable
 _LOG_FROM = 20.0  # values that differ by this factor are drawn on a logarithmic axis
 
 Groups = Mapping[str, Mapping[str, Json]]
