@@ -45,7 +45,6 @@ _STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
     "figure.dpi": 120,
-    "svg.hashsalt": "fedspk",
 }
 _WIDTH = 5.0  # inches: on a phone's screen the letters stay readable
 _LOG_FROM = 20.0  # values that differ by this factor are drawn on a logarithmic axis

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -89,18 +88,17 @@ def _read(file: Path) -> dict[str, Any]:
     return translate(values, file) if is_speakerversim(values) else values
 
 
-def _merged(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with each flag put where its dotted name says; neither is changed."""
-    merged: dict[str, Any] = copy.deepcopy(dict(values))
+def _merged(values: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Put each flag into `values` where its dotted name says, and return them."""
     for dotted, value in flags.items():
         *tables, field = dotted.split(".")
-        inner = merged
+        inner = values
         for table in tables:
             inner = inner.setdefault(table, {})
             if not isinstance(inner, dict):
                 raise FedspkError(f"Configuration field {table}: is no table of fields.")
         inner[field] = value
-    return merged
+    return values
 
 
 def _validated(values: Mapping[str, Any]) -> VersioningConfig:
