@@ -71,7 +71,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("worker_share", "busiest worker's share of requests", "%", 100, 1),
     Metric("utilisation_mean", "mean utilisation", "%", 100, 1),
     Metric("utilisation_peak", "peak utilisation of a worker", "%", 100, 1),
-    Metric("queue_peak", "longest queue", "requests", 1, 1),
+    Metric("queue_peak", "longest mean queue", "requests", 1, 2),
     Metric("requests", "requests", "", 1, 0),
 )
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
