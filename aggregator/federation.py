@@ -226,7 +226,10 @@ class _Federation:
     def round(self, state: FederationState) -> FederationState:
         """Return the state after one more round; one that failed leaves model and optimiser."""
         progress = RoundProgress(state.round + 1)
-        present = self._fleet.present(progress)
+        try:
+            present = self._fleet.present(progress)
+        except RoundFailed as error:
+            return self._failed(state, progress, error)
         state, batch = self._chosen(state, present, progress.round)
         model = self.store.get(state.model)
         fetching = set(batch) & set(present) - set(state.holders)
@@ -234,9 +237,8 @@ class _Federation:
         try:
             mean = self._rounds.train(state, batch, present, progress)
         except RoundFailed as error:
-            progress.failure = str(error)
             holders = tuple(sorted({*state.holders, *fetching}))
-            return self._evaluated(replace(state, round=progress.round, holders=holders), progress)
+            return self._failed(replace(state, holders=holders), progress, error)
         optimiser = self._restored_optimiser(state)
         moved = optimiser.step(model, mean)
         moments = {name: self.store.put(vector) for name, vector in optimiser.state.items()}
@@ -248,6 +250,12 @@ class _Federation:
             holders=(),
         )
         return self._evaluated(state, progress)
+
+    def _failed(
+        self, state: FederationState, progress: RoundProgress, error: RoundFailed
+    ) -> FederationState:
+        progress.failure = str(error)
+        return self._evaluated(replace(state, round=progress.round), progress)
 
     def _chosen(
         self, state: FederationState, present: list[str], round_number: int
@@ -267,11 +275,11 @@ class _Federation:
 
     def _validated(self, state: FederationState, progress: RoundProgress) -> FederationState:
         """Return the state with the devices' validation loss; one that failed is skipped."""
-        devices = self._fleet.present(progress)
         size = self.store.get(state.model).nbytes
-        progress.bytes_down += len(set(devices) - set(state.holders)) * size
-        state = replace(state, holders=tuple(devices))
         try:
+            devices = self._fleet.present(progress)
+            progress.bytes_down += len(set(devices) - set(state.holders)) * size
+            state = replace(state, holders=tuple(devices))
             self._rounds.validate(state, devices, progress)
         except RoundFailed as error:
             progress.note(f"no validation: {error}")

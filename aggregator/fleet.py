@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from aggregator.exchange import Failure, Reply, exchange
 from aggregator.record import RoundProgress
-from aggregator.rounds import require_replies
+from aggregator.rounds import RoundFailed, require_replies
 from fedspk.errors import FedspkError
 from fedspk.rounds import DescribeReply, DescribeRequest, Record, RunConfig
 
@@ -39,7 +39,8 @@ class Fleet:
         one name are all left out while there are two of them, since any may be the impostor.
 
         Raises:
-            FedspkError: no node is connected, too few say who they are, or no device is left.
+            FedspkError: no node is connected.
+            RoundFailed: too few say who they are, or no device is left.
         """
         nodes = self._connected()
         self._names = {node: name for node, name in self._names.items() if node in nodes}
@@ -57,7 +58,7 @@ class Fleet:
             progress.note(f"{name}: left out, {why}.")
         present = sorted(self._nodes.keys() - left_out.keys())
         if not present:
-            raise FedspkError(f"Round {progress.round}: no device is left; {progress.failures[0]}")
+            raise RoundFailed(f"Round {progress.round}: no device is left; {progress.failures[0]}")
         return present
 
     def leave_out(self, device: str, reason: str) -> None:

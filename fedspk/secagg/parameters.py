@@ -33,6 +33,9 @@ SECURITY_BITS = 64
 AVAILABILITY_BITS = 20
 """A sum fails with probability 2^-this when as many devices fail as was foreseen."""
 
+BLAME_BITS = 40
+"""More of a device's holders are corrupt than `most_corrupt` says with probability 2^-this."""
+
 _Probabilities: TypeAlias = npt.NDArray[np.float64]
 
 
@@ -94,6 +97,15 @@ def is_safe(devices: int, degree: int, threshold: int, corrupt_fraction: float) 
         return False
     risk = _risks(devices, degree, corrupt_fraction)[threshold]
     return bool(risk <= 2.0**-SECURITY_BITS)
+
+
+def most_corrupt(devices: int, degree: int, corrupt_fraction: float) -> int:
+    """Return how many holders of one device's shares may be corrupt, whichever device it is."""
+    corrupt = int(corrupt_fraction * devices)
+    if degree == devices - 1:
+        return corrupt
+    risks = devices * _at_least(devices - 1, corrupt, degree)
+    return int(np.count_nonzero(risks > 2.0**-BLAME_BITS)) - 1
 
 
 def fewest_survivors(devices: int, degree: int, threshold: int) -> int:

@@ -108,10 +108,7 @@ def _search(secret: SharedSecret, threshold: int, liars: set[int]) -> bytes | No
 
 
 def _explanations(shares: _Shares, threshold: int) -> Iterator[Collection[int]]:
-    """Yield sets of shares that may be wrong, by position: none, what decoding finds, small ones.
-
-    Smaller sets come first, so the first that gives the secret holds no honest share.
-    """
+    """Yield sets of shares that may be wrong, by position: none, those found, small sets."""
     if len(shares) < threshold:
         return
     yield ()

@@ -56,6 +56,7 @@ from fedspk.secagg.messages import (
     sum_context,
     survivors_statement,
 )
+from fedspk.secagg.parameters import most_corrupt
 from fedspk.secagg.recovery import SharedSecret, recover
 from fedspk.secagg.unmask import Failed, MaskRemover, Survived
 
@@ -290,7 +291,7 @@ class SumServer:
             [self._secrets[index] for index in (*alive, *failed)],
             self._terms.threshold,
             answered=self._answered,
-            corrupt=max(1, int(self._corrupt_fraction * self._terms.degree)),
+            corrupt=self._most_liars(),
         )
         seeds, keys = values[: len(alive)], values[len(alive) :]
         return (
@@ -308,6 +309,11 @@ class SumServer:
                 for index, key in zip(failed, keys, strict=True)
             ],
         )
+
+    def _most_liars(self) -> int:
+        """Return how many holders of one secret may lie before its owner is blamed."""
+        terms = self._terms
+        return max(1, most_corrupt(terms.clients, terms.degree, self._corrupt_fraction))
 
     def _sender(
         self,

@@ -109,7 +109,8 @@ def find_wrong(shares: Mapping[int, bytes], threshold: int) -> set[int] | None:
         if len(located) != len(locator) - 1 or len(located) > checks // 2:
             return None
         wrong |= {holders[index] for index in located}
-    return wrong
+    # Whoever dealt the shares can bend another few in every limb.
+    return wrong if len(wrong) <= checks else None
 
 
 def check_shares(shares: Sequence[bytes]) -> None:

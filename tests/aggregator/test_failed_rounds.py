@@ -163,6 +163,24 @@ def test_a_validation_lost_at_the_unmasking_is_not_tried_again(tmp_path):
     assert not result.verdict.published
 
 
+class CrowdedGrid(CountingGrid):
+    """Nodes that do not say who they are connect while the devices unmask round 1."""
+
+    def get_node_ids(self):
+        nodes = sorted(super().get_node_ids())
+        return nodes if 12 <= self.sent["query.unmask"] < 18 else nodes[:6]
+
+
+def test_a_round_is_kept_although_its_validation_finds_too_few_devices(tmp_path):
+    silent = {"fails-at": "query.describe"}
+    result = Fleet(tmp_path, [{}] * 6 + [silent] * 8, CrowdedGrid).run(rounds=3)
+    first = result.history[1]
+    assert (first.failure, first.answered, first.validation_loss) == (None, 6, None)
+    assert first.failures[-1].startswith("no validation: Round 1: 6 of 14 devices answered")
+    assert "6 of 14 devices answered" in result.history[2].failure
+    assert [record.failure is None for record in result.history] == [True, True, False, False]
+
+
 def test_a_failed_last_round_leaves_the_model_before_it_validated(tmp_path):
     fleet = Fleet(tmp_path, losing("train.masked", 2, range(6)))
     result = fleet.run(rounds=2, evaluate_every=2)

@@ -7,11 +7,13 @@ from scipy.stats import hypergeom
 
 from fedspk.errors import FedspkError
 from fedspk.secagg.parameters import (
+    BLAME_BITS,
     choose_graph,
     fewest_survivors,
     find_degree,
     full_graph,
     is_safe,
+    most_corrupt,
 )
 
 
@@ -129,3 +131,15 @@ def test_where_no_ring_suffices_the_graph_is_full():
 def test_a_sum_needs_the_share_of_its_cohort_that_the_threshold_is_of_the_holders():
     assert fewest_survivors(100, 99, 67) == 67
     assert fewest_survivors(1000, 120, 87) == 725
+
+
+@pytest.mark.parametrize(("devices", "degree"), [(300, 60), (1000, 120)])
+def test_hardly_any_device_of_a_ring_has_more_corrupt_holders_than_foreseen(devices, degree):
+    most = most_corrupt(devices, degree, 0.1)
+    chances = hypergeom(devices - 1, devices // 10, degree)
+    assert devices * chances.sf(most) <= 2.0**-BLAME_BITS < devices * chances.sf(most - 1)
+
+
+def test_all_corrupt_devices_hold_shares_in_a_full_graph_and_none_where_there_are_none():
+    assert most_corrupt(100, 99, 0.1) == 10
+    assert most_corrupt(1000, 120, 0.0) == 0

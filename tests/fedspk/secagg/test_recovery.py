@@ -117,6 +117,17 @@ def test_a_secret_that_was_dealt_wrong_names_its_device(share):
     assert suspects(cases, 6) == ("device-2",)
 
 
+@pytest.mark.parametrize(("holders", "threshold"), [(9, 7), (20, 14)])
+def test_a_dealer_that_bends_other_shares_in_every_limb_is_named(holders, threshold):
+    cases = shared([os.urandom(32) for _ in range(3)], holders, threshold)
+    for limb in range(16):  # each limb has one wrong share, which alone could be corrected
+        holder = 10 + limb % holders
+        share = bytearray(cases[1].shares[holder])
+        share[2 * limb + 1] ^= 1
+        cases[1].shares[holder] = bytes(share)
+    assert suspects(cases, threshold) == ("device-1",)
+
+
 def test_all_whose_secrets_were_dealt_wrong_are_named_at_once():
     cases = shared([os.urandom(32) for _ in range(6)], 9, 6)
     for number in (1, 4):
