@@ -239,7 +239,8 @@ class VersioningConfig(_Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.groups > self.workers:
+        asked = "groups" in self.model_fields_set or "SD-group" in self.strategies
+        if asked and self.groups > self.workers:
             raise ValueError(
                 f"{self.groups} groups need as many workers, but there are {self.workers}; "
                 "give fewer groups or more workers"

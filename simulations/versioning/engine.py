@@ -32,7 +32,7 @@ def simulate_service(config: VersioningConfig, strategy: Strategy, run: int) -> 
         FedspkError: the trace cannot be used.
     """
     load = draw_workload(config, run)
-    groups = config.groups if strategy.select == "group" else 1
+    groups = min(config.groups, config.workers) if strategy.select == "group" else 1
     schedule = draw_schedule(config, run, groups=groups)
     on_device = strategy.profiles == "device"
     double = strategy.versions_served == 2
