@@ -45,7 +45,7 @@ def versim(
         typer.Option(metavar="KEY=V1,V2,...", help="Simulate each value of a field as well."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes (default: one for each CPU).")
+        int | None, typer.Option(min=1, help="Processes (default: as many as pay).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:

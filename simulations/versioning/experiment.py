@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from simulations.versioning.parallel import simulate_all
 from simulations.versioning.recommendation import recommend
 from simulations.versioning.report import write_report
 from simulations.versioning.results import Json, comparisons, strategy_results, versions
+
+_REQUESTS_A_PROCESS = 1e6
 
 
 def run_experiment(
@@ -33,7 +35,8 @@ def run_experiment(
         flags: override the file's fields, by dotted name.
         sweep: `key=v1,v2,...`: simulated beside the configuration itself.
         out: folder, made if it is not there.
-        jobs: processes, by default one for each CPU; they do not change the results.
+        jobs: processes; they do not change the results. By default one for each CPU, fewer where
+            starting them takes longer than the work.
 
     Raises:
         FedspkError: the configuration is not possible, or `out` cannot be written.
@@ -45,7 +48,7 @@ def run_experiment(
     distinct = list(dict.fromkeys([config, *points]))  # what is swept may hold the plain value
     total = sum(each.runs * len(each.strategies) for each in distinct)
     with progress(total=total, description="simulating", unit="run") as bar:
-        found = simulate_all(distinct, jobs=jobs or usable_cpus(), progress=bar.update)
+        found = simulate_all(distinct, jobs=jobs or _worthwhile(distinct), progress=bar.update)
     simulated = dict(zip(distinct, found, strict=True))
     strategies = strategy_results(simulated[config])
     results: Json = {
@@ -67,6 +70,14 @@ def run_experiment(
     write_json(out / "results.json", results)
     write_report(out, results, simulated[config])
     return results
+
+
+def _worthwhile(configs: Sequence[VersioningConfig]) -> int:
+    """Return how many processes pay: one starts in the time that another needs for a million."""
+    requests = sum(
+        each.runs * len(each.strategies) * each.duration_s / each.interval for each in configs
+    )
+    return min(usable_cpus(), 1 + int(requests / _REQUESTS_A_PROCESS))
 
 
 def _queues(config: VersioningConfig) -> bool:

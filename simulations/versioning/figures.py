@@ -149,6 +149,7 @@ def heat_maps(
         figure.supxlabel("hours", fontsize=10)
         figure.supylabel("worker", fontsize=10)
         figure.colorbar(image, ax=panels, label=label, shrink=0.8, pad=0.02)
+        _lay_out(figure)
     return figure
 
 
@@ -322,3 +323,10 @@ def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.subplots()
+        _lay_out(figure)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find the places of everything once, not again for each format it is saved in."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")

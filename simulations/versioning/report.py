@@ -28,7 +28,7 @@ _IN_TABLE = (
     *("backward_bounce_rate", "latency_mean_s", "latency_p50_s", "latency_p95_s"),
     *("latency_p99_s", "latency_max_s", "gflops_per_request", "reenrolments_foreground"),
     *("reenrolments_background", "cross_version_scorings", "failed_rate", "downtime_s"),
-    *("worker_share", "utilisation_peak", "queue_peak", "consistent_after_s"),
+    *("worker_share", "utilisation_peak", "queue_peak", "consistent_after_s", "consistent"),
 )
 _IN_TERMINAL = (
     ("backward_bounce_rate", "bounces %"),
@@ -179,8 +179,9 @@ def _time_figures(results: Json, batches: Mapping[str, Batch]) -> Iterator[_Draw
     yield (
         "workers",
         "Load of the workers",
-        figures.heat_maps(loads, hours, "jobs at a time") if loads else None,
-        f"Jobs in service, mean over a sixtieth of the run. {same}",
+        figures.heat_maps(loads, hours, "utilisation") if loads else None,
+        "Share of a worker that is busy (jobs at a time, where workers are without limit), mean "
+        f"over a sixtieth of the run. {same}",
     )
     yield (
         "queues",
@@ -211,8 +212,7 @@ def _time_figures(results: Json, batches: Mapping[str, Batch]) -> Iterator[_Draw
             hours,
         ),
         "Share of the runs in which every profile is of the newest version by then, and stays so. "
-        "A line that ends below 100 %: the other runs ended first. With SD the newest profiles "
-        "exist before the workers are updated.",
+        "A line that ends below 100 %: the other runs ended first.",
     )
 
 

@@ -16,7 +16,7 @@ from fedspk import __version__
 from simulations.versioning.statistics import paired_difference, summarise
 
 if TYPE_CHECKING:
-    from simulations.versioning.run import RunResult
+    from simulations.versioning.result import RunResult
 
 Json: TypeAlias = dict[str, Any]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -67,7 +67,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("failed_rate", "failed requests", "%", 100, 3),
     Metric("downtime_s", "downtime", "s", 1, 1),
     Metric("consistent_after_s", "time to consistency", "s", 1, 0),
-    Metric("consistent", "runs that became consistent", "%", 100, 0),
+    Metric("consistent", "runs that got consistent", "%", 100, 0),
     Metric("worker_share", "busiest worker's share of requests", "%", 100, 1),
     Metric("utilisation_mean", "mean utilisation", "%", 100, 1),
     Metric("utilisation_peak", "peak utilisation of a worker", "%", 100, 1),

@@ -53,7 +53,7 @@ def test_five_strategies_are_simulated_and_one_recommended(
 
 
 def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path) -> None:
-    arguments = ("--users", "5", "--interval", "2", "--sweep", "workers=5,20")
+    arguments = ("--strategies", "SSO-sync,SD", "--users", "5", "--sweep", "workers=5,20")
     simulated(tmp_path / "1", *arguments)
     simulated(tmp_path / "2", *arguments, "--jobs", "2")
     for name in ("results.json", "report.html"):
