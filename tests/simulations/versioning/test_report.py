@@ -64,8 +64,16 @@ def page(folder: Path, batches: dict[str, Batch], sweep: Json | None = None) -> 
 BATCHES = {"SSO": batch(2.0), "SSO-sync": batch(30.0, queue=12.0), "SD": batch(1.0)}
 
 
-def test_the_page_is_one_file_with_the_recommendation_and_every_strategy(tmp_path: Path) -> None:
-    text = page(tmp_path, BATCHES)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished report of `BATCHES`."""
+    made = tmp_path_factory.mktemp("report")
+    page(made, BATCHES)
+    return made
+
+
+def test_the_page_is_one_file_with_the_recommendation_and_every_strategy(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
     assert "Use SD: mean latency" in text
     for name in BATCHES:
         assert f"<th>{name}</th>" in text
@@ -74,20 +82,18 @@ def test_the_page_is_one_file_with_the_recommendation_and_every_strategy(tmp_pat
     assert "NaN" not in text and "nan" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S)
 
 
-def test_figures_lie_beside_the_page_as_png_and_svg(tmp_path: Path) -> None:
-    page(tmp_path, BATCHES)
-    names = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
-    assert names == {path.stem for path in (tmp_path / "figures").glob("*.png")}
+def test_figures_lie_beside_the_page_as_png_and_svg(folder: Path) -> None:
+    names = {path.stem for path in (folder / "figures").glob("*.svg")}
+    assert names == {path.stem for path in (folder / "figures").glob("*.png")}
     twins = {"backward_bounce_rate", "latency_mean_s", "latency_max_s", "gflops_per_request"}
     twins |= {"request_latency", "request_gflops", "workers"}
     assert twins | {"latency_cdf", "queues", "longest_queue", "consistency"} == names
 
 
-def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
-    page(tmp_path / "a", BATCHES)
-    page(tmp_path / "b", BATCHES)
-    for path in (tmp_path / "a").rglob("*.*"):
-        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+def test_the_same_runs_make_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    page(tmp_path, BATCHES)
+    for path in folder.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes()
 
 
 def test_a_sweep_has_tables_and_lines(tmp_path: Path) -> None:
