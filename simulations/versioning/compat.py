@@ -120,7 +120,8 @@ class _Run:
         there, back = self.poll_leg
         interval = self.config.sync_interval
         poll = np.maximum(np.ceil((self.updated - there) / interval), 1.0)
-        return poll * interval + there + back
+        known: Floats = poll * interval + there + back
+        return known
 
     def _multiple(self) -> RunResult:
         first, again = (self.choice[[0, 2]] * self.workers).astype(np.int64)

@@ -72,9 +72,7 @@ def simulate_devices(config: VersioningConfig, strategy: Strategy, run: int) -> 
     )
 
 
-def _renewals(
-    config: VersioningConfig, phase: Floats, renewal_s: float
-) -> tuple[Floats, Floats]:
+def _renewals(config: VersioningConfig, phase: Floats, renewal_s: float) -> tuple[Floats, Floats]:
     """Return when each device begins and ends renewing its profile (users, models)."""
     rollout = config.rollout
     released = [rollout.start_s]

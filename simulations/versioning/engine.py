@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from simulations.versioning import kernel
@@ -10,11 +13,14 @@ from simulations.versioning.config import VersioningConfig
 from simulations.versioning.occupancy import BINS, mean_number
 from simulations.versioning.result import RunResult
 from simulations.versioning.rollout import (
+    NO_POLLS,
+    NO_STOPS,
     OLD,
-    Polls,
     Schedule,
+    Stops,
     draw_crashes,
     draw_schedule,
+    draw_stops,
     group_bounds,
     poll_answers,
 )
@@ -23,6 +29,24 @@ from simulations.versioning.workload import Floats, Ints, Workload, draw_phases,
 
 _MBIT = 1e6
 _serve = Loop(kernel.serve, "_order")
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Seconds that a request and a re-enrolment take on their ways (Eq. 1-3).
+
+    ready: the request stands at the frontend with its profile. transfer: from there to the worker.
+    back: from the worker to the device. upload: until a device's enrolment audio is at the
+    worker, from when the worker asks for it. Each (requests,).
+    fetch, write: enrolment audio to the worker, and the new profile to where it is kept.
+    """
+
+    ready: Floats
+    transfer: Floats
+    back: Floats
+    upload: Floats
+    fetch: float
+    write: float
 
 
 def simulate_service(config: VersioningConfig, strategy: Strategy, run: int) -> RunResult:
@@ -34,63 +58,105 @@ def simulate_service(config: VersioningConfig, strategy: Strategy, run: int) -> 
     load = draw_workload(config, run)
     groups = min(config.groups, config.workers) if strategy.select == "group" else 1
     schedule = draw_schedule(config, run, groups=groups)
-    on_device = strategy.profiles == "device"
-    double = strategy.versions_served == 2
-    requests, workers, users = len(load.sent_s), config.workers, config.users
-
-    # Seconds on the way: device to frontend, frontend to worker, and back (Eq. 1-3).
-    bits = load.audio_s * (config.audio.kbit_per_s * 1e3)
-    if on_device:
-        bits = bits + 8.0 * config.links.profile_bytes
-    client, inside = config.links.client_mbit_per_s * _MBIT, config.links.worker_mbit_per_s * _MBIT
-    to_frontend = config.links.client_latency_s + bits / client * load.network
-    reply = 8.0 * config.links.reply_bytes
-    back = (
-        *(config.links.client_latency_s, reply / client * load.network),
-        *(config.links.worker_latency_s, reply / inside),
-    )
-    back_s = sum(back[1:], start=np.full(requests, back[0]))
-    ready = load.sent_s + to_frontend + (0.0 if on_device else config.database.read_s)
-    order = np.argsort(ready, kind="stable")
-
-    # A re-enrolment: audio from the database or the device, computing, and the profile's way back.
-    audio_s = config.enrolment.audio_s
-    enrolment_bits = audio_s * config.audio.kbit_per_s * 1e3
-    compute_s = audio_s * config.worker.real_time_factor
-    inside_s = config.links.worker_latency_s + enrolment_bits / inside
-    upload = np.zeros(requests)
-    if on_device:
-        asked = back_s + config.links.client_latency_s + enrolment_bits / client * load.network
-        upload = asked + inside_s
-        profile_bits = 8.0 * config.links.profile_bytes
-        write_s = config.links.client_latency_s + profile_bits / client
-        fetch_s = config.links.client_latency_s + enrolment_bits / client + inside_s
-    else:
-        write_s = config.database.write_s
-        fetch_s = config.database.read_s + inside_s
-
-    at, to = schedule.at, schedule.to
-    stop_from, stop_until, stop_version = _stops(config, schedule, strategy.offline)
-    if strategy.offline:
-        at = np.full((workers, 1), np.inf)
-        to = np.full((workers, 1), OLD)
-    synchronised = strategy.select == "synchronised"
-    nothing = Polls(np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64))
-    polls = (
-        poll_answers(schedule, config.sync_interval, config.links.worker_latency_s)
-        if synchronised
-        else nothing
-    )
-    crashes = draw_crashes(config, run)
-    concurrency = config.worker.concurrency or 0
+    paths = _paths(config, strategy, load)
+    stops = draw_stops(config) if strategy.offline else NO_STOPS
+    order = np.argsort(paths.ready, kind="stable")
+    requests = {
+        "ready": paths.ready,
+        "transfer": paths.transfer,
+        "user": load.user,
+        "first": choose_workers(strategy.select, load, config.workers, groups),
+        "second": load.second,
+        "work": load.audio_s * config.worker.real_time_factor,
+        "upload": paths.upload,
+    }
     handshake_s = config.devices.handshake_s if strategy.handshake else 0.0
-    phase = draw_phases(config, run) if handshake_s else np.zeros(users)
-    first = choose_workers(strategy.select, load, workers, groups)
+    room = _room(config, strategy, len(order))
+    if strategy.handshake:
+        room["phase"] = draw_phases(config, run)
+    consistent, arguments = _serve(
+        *(values[order] for values in requests.values()),
+        config.workers,
+        config.worker.concurrency or 0,
+        *_versions(config, strategy, schedule),
+        *draw_crashes(config, run).reshape(-1, 2).T.copy(),
+        *(stops.begin, stops.end, stops.version),
+        strategy.select == "synchronised",
+        strategy.versions_served == 2,
+        strategy.keeps_profiles,
+        strategy.profiles == "device",
+        handshake_s,
+        schedule.newest,
+        paths.fetch,
+        config.enrolment.audio_s * config.worker.real_time_factor,
+        paths.write,
+        config.faults.timeout_s,
+        config.faults.retries,
+        config.duration_s,
+        config.duration_s / BINS,
+        *room.values(),
+    )
+    filled = dict(zip(room, arguments[-len(room) :], strict=True))
+    as_sent = np.argsort(order)
+    for name in ("arrived", "start", "end", "served_by", "renewals"):
+        filled[name] = filled[name][as_sent]
+    return _result(config, load, paths, stops, filled, consistent)
 
-    found = {
-        "profile": np.full(users, 0b11 if double else 0b10),
-        "phase": phase,
-        "free": np.zeros(workers * max(concurrency, 1)),
+
+def _paths(config: VersioningConfig, strategy: Strategy, load: Workload) -> _Paths:
+    links, database, kbit = config.links, config.database, 1e3
+    on_device = strategy.profiles == "device"
+    client, inside = links.client_mbit_per_s * _MBIT, links.worker_mbit_per_s * _MBIT
+    request_bits = load.audio_s * (config.audio.kbit_per_s * kbit)
+    enrolment_bits = config.enrolment.audio_s * config.audio.kbit_per_s * kbit
+    reply_bits, profile_bits = 8.0 * links.reply_bytes, 8.0 * links.profile_bytes
+    if on_device:
+        request_bits = request_bits + profile_bits
+    back = links.worker_latency_s + reply_bits / inside
+    back = back + links.client_latency_s + reply_bits / client * load.network
+    arrived = load.sent_s + links.client_latency_s + request_bits / client * load.network
+    transfer = links.worker_latency_s + request_bits / inside
+    fetch = links.worker_latency_s + enrolment_bits / inside
+    if not on_device:
+        none = np.zeros(len(load.sent_s))
+        fetch += database.read_s
+        return _Paths(arrived + database.read_s, transfer, back, none, fetch, database.write_s)
+    upload = links.client_latency_s + enrolment_bits / client * load.network
+    return _Paths(
+        ready=arrived,
+        transfer=transfer,
+        back=back,
+        upload=back + upload + fetch,
+        fetch=links.client_latency_s + enrolment_bits / client + fetch,
+        write=links.client_latency_s + profile_bits / client,
+    )
+
+
+def _versions(
+    config: VersioningConfig, strategy: Strategy, schedule: Schedule
+) -> tuple[int, Floats, Ints, Floats, Ints, Ints]:
+    """Return the workers' changes of version, and the polls' answers, as `kernel.serve` asks."""
+    at, to = schedule.at, schedule.to
+    if strategy.offline:  # versions change with the stops
+        at, to = np.full((config.workers, 1), np.inf), np.full((config.workers, 1), OLD)
+    polls = NO_POLLS
+    if strategy.select == "synchronised":
+        polls = poll_answers(schedule, config.sync_interval, config.links.worker_latency_s)
+    return (
+        *(at.shape[1], at.ravel(), to.ravel()),
+        *(np.append(polls.at, np.inf), np.append(polls.worker, 0), np.append(polls.version, 0)),
+    )
+
+
+def _room(config: VersioningConfig, strategy: Strategy, requests: int) -> dict[str, Any]:
+    """Return what `kernel.serve` fills, by name and in its order."""
+    workers, users = config.workers, config.users
+    servers = workers * (config.worker.concurrency or 1)
+    initial = 0b11 if strategy.versions_served == 2 else 0b10
+    return {
+        "profile": np.full(users, initial),
+        "phase": np.zeros(users),
+        "free": np.zeros(servers),
         "attempts": np.zeros(requests, np.int64),
         "table": np.full(workers, OLD),
         "candidates": np.arange(workers),
@@ -102,82 +168,49 @@ def simulate_service(config: VersioningConfig, strategy: Strategy, run: int) -> 
         "background_s": np.zeros(workers * BINS),
         "pending": np.zeros(users, np.int64),
         "crashed": np.zeros(workers, np.int64),
-        "count": np.zeros(5, np.int64),
+        "count": np.zeros(kernel.COUNTS, np.int64),
     }
-    consistent, arguments = _serve(
-        ready[order],
-        (config.links.worker_latency_s + bits / inside)[order],
-        load.user[order],
-        first[order],
-        load.second[order],
-        (load.audio_s * config.worker.real_time_factor)[order],
-        upload[order],
-        workers,
-        concurrency,
-        at.shape[1],
-        at.ravel(),
-        to.ravel(),
-        np.append(polls.at, np.inf),
-        np.append(polls.worker, 0),
-        np.append(polls.version, 0),
-        crashes[:, :, 0].ravel(),
-        crashes[:, :, 1].ravel(),
-        stop_from,
-        stop_until,
-        stop_version,
-        synchronised,
-        double,
-        strategy.keeps_profiles,
-        on_device,
-        handshake_s,
-        schedule.newest,
-        fetch_s,
-        compute_s,
-        write_s,
-        config.faults.timeout_s,
-        config.faults.retries,
-        config.duration_s,
-        config.duration_s / BINS,
-        *found.values(),
-    )
-    filled = dict(zip(found, arguments[-len(found) :], strict=True))
-    back_again = np.empty_like(order)
-    back_again[order] = np.arange(requests)
-    arrived, start, end, served_by, renewals = (
-        filled[name][back_again] for name in ("arrived", "start", "end", "served_by", "renewals")
-    )
+
+
+def _result(
+    config: VersioningConfig,
+    load: Workload,
+    paths: _Paths,
+    stops: Stops,
+    filled: dict[str, Any],
+    consistent: float,
+) -> RunResult:
+    end_s, workers, count = config.duration_s, config.workers, filled["count"]
+    arrived, start, end, worker = (filled[k] for k in ("arrived", "start", "end", "served_by"))
     done = end >= 0
-    gflops = load.audio_s + audio_s * renewals
-    stops = np.minimum(stop_until[:-1], config.duration_s) - np.minimum(
-        stop_from[:-1], config.duration_s
-    )
-    began = stop_from[:-1] < config.duration_s
-    renewed_offline = users * int(began.sum())
-    if renewed_offline:  # nobody's request asked for these
-        gflops = gflops + renewed_offline * audio_s / requests
-    count = filled["count"]
-    busy = mean_number(start[done], end[done], served_by[done], workers, config.duration_s)
-    width = config.duration_s / BINS
-    busy += filled["background_s"].reshape(workers, BINS) / width
     waits = done & (start > arrived)
+    begun = stops.begin < end_s
+    stopped = np.minimum(stops.end[begun], end_s) - stops.begin[begun]
+    # What no request asked for, re-enrolments by handshakes and of `offline`, all requests bear.
+    offline = config.users * int(begun.sum())
+    asked = int(filled["renewals"].sum())
+    background = int(count[kernel.BACKGROUND]) + offline
+    unasked = int(count[kernel.FOREGROUND]) + background - asked
+    audio_s = load.audio_s * done
+    audio_s += config.enrolment.audio_s * (filled["renewals"] + unasked / len(done))
+    busy = mean_number(start[done], end[done], worker[done], workers, end_s)
+    busy += filled["background_s"].reshape(workers, BINS) * (BINS / end_s)
     return RunResult(
-        requests=requests,
+        requests=len(done),
         failed=int(count[kernel.FAILED]),
         sent_s=load.sent_s,
-        latency_s=np.where(done, end + back_s - load.sent_s, np.nan),
-        flops=gflops * (config.worker.gflops_per_second * 1e9) * (done | (renewals > 0)),
+        latency_s=np.where(done, end + paths.back - load.sent_s, np.nan),
+        flops=audio_s * (config.worker.gflops_per_second * 1e9),
         backward_bounces=int(count[kernel.BACKWARD]),
         forward_bounces=int(count[kernel.FORWARD]),
-        cross_version_scorings=0,  # a worker looks at the profile's version before it scores
+        cross_version_scorings=int(count[kernel.CROSS]),
         reenrolments_foreground=int(count[kernel.FOREGROUND]),
-        reenrolments_background=int(count[kernel.BACKGROUND]) + renewed_offline,
-        downtime_s=float(stops.sum()),
-        consistent_after_s=_since(consistent, config.rollout.start_s),
-        worker_requests=np.bincount(served_by[done], minlength=workers).astype(np.int64),
-        utilisation=busy / max(concurrency, 1),
-        queue_length=mean_number(
-            arrived[waits], start[waits], served_by[waits], workers, config.duration_s
-        ),
+        reenrolments_background=background,
+        downtime_s=float(stopped.sum()),
+        consistent_after_s=_since(consistent, config),
+        worker_requests=np.bincount(worker[done], minlength=workers).astype(np.int64),
+        utilisation=busy / (config.worker.concurrency or 1),
+        queue_length=mean_number(arrived[waits], start[waits], worker[waits], workers, end_s),
     )
 
 
@@ -203,32 +236,8 @@ def spread(user: Ints, places: int) -> Ints:
     return ((mixed * np.uint64(places)) >> np.uint64(32)).astype(np.int64)
 
 
-def _stops(
-    config: VersioningConfig, schedule: Schedule, offline: bool
-) -> tuple[Floats, Floats, Ints]:
-    """Return when the service is stopped, and its version after; the last stop never comes."""
-    rollout = config.rollout
-    begins = [(rollout.start_s, schedule.newest)]
-    if rollout.second_after_s is not None or rollout.rollback_after_s is not None:
-        begins = [(rollout.start_s, 2)]
-        if rollout.second_after_s is not None:
-            begins.append((rollout.start_s + rollout.second_after_s, 3))
-        if rollout.rollback_after_s is not None:
-            back = rollout.start_s + rollout.rollback_after_s
-            begins = [(at, version) for at, version in begins if at < back] + [(back, OLD)]
-    servers = config.workers * (config.worker.concurrency or config.users)
-    rounds = -(-config.users // servers)
-    each_s = config.enrolment.audio_s * config.worker.real_time_factor + config.database.write_s
-    length = rollout.offline_update_s + rounds * each_s
-    starts, ends = [], []
-    for at, _ in begins:
-        starts.append(max(at, ends[-1]) if ends else at)
-        ends.append(starts[-1] + length)
-    versions = [version for _, version in begins]
-    if not offline:
-        starts, ends, versions = [], [], []
-    return np.array([*starts, np.inf]), np.array([*ends, np.inf]), np.array([*versions, OLD])
-
-
-def _since(consistent: float, start_s: float) -> float | None:
-    return None if consistent < 0 else max(consistent - start_s, 0.0)
+def _since(consistent: float, config: VersioningConfig) -> float | None:
+    """Return seconds since the rollout began, or None where profiles did not become of a version."""
+    if consistent < 0 or config.rollout.start_s >= config.duration_s:
+        return None
+    return max(consistent - config.rollout.start_s, 0.0)

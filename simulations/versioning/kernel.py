@@ -20,10 +20,11 @@ _WRITE, _RENEW, _AGAIN, _UPLOADED, _HANDSHAKE = range(5)
 _GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, fill the unit interval evenly
 
 # Places in the counts that `serve` returns.
-BACKWARD, FORWARD, FOREGROUND, BACKGROUND, FAILED = range(5)
+BACKWARD, FORWARD, FOREGROUND, BACKGROUND, FAILED, CROSS = range(6)
+COUNTS = 6
 
 
-def serve(
+def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request would cost as much again)
     ready: Any,
     transfer: Any,
     user: Any,
@@ -188,7 +189,7 @@ def serve(
                     version = change_to[k]
             if begin > t:
                 heapq.heappush(heap, (begin, _RENEW, i, w, v))
-            elif version != v and not (double and version == v + 1) or profile[u] & (1 << v):
+            elif (version != v and not (double and version == v + 1)) or profile[u] & (1 << v):
                 pending[u] &= ~(1 << v)  # the model is gone, or a profile is already there
             else:
                 if concurrency > 0:
@@ -230,13 +231,13 @@ def serve(
         begin = arrival
         server = w * servers
         if concurrency == 1:
-            if free[w] > begin:
+            if free[w] > begin:  # noqa: PLR1730 (max costs more)
                 begin = free[w]
         elif concurrency > 1:
             for k in range(server + 1, server + servers):
                 if free[k] < free[server]:
                     server = k
-            if free[server] > begin:
+            if free[server] > begin:  # noqa: PLR1730
                 begin = free[server]
         version = 1
         if stop:
@@ -282,6 +283,8 @@ def serve(
         done = begin + duration
         if concurrency > 0:
             free[server] = done
+        if not (serves & (have_now if renews else has)):
+            count[CROSS] += 1
         arrived[i] = arrival
         start[i] = begin
         end[i] = done

@@ -26,8 +26,9 @@ def mean_number(begin: Floats, end: Floats, worker: Ints, workers: int, duration
         if not inside.all():
             begin, end, worker, part = begin[inside], end[inside], worker[inside], part[inside]
         edge = (part + 1) * width
-        total += np.bincount(
-            worker * BINS + part, np.minimum(end, edge) - begin, minlength=workers * BINS
+        shares = np.minimum(end, edge) - begin
+        total += np.bincount(worker * BINS + part, shares, len(total)).astype(
+            np.float64, copy=False
         )
         longer = end > edge
         if not longer.any():

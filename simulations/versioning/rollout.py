@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def _by_group(updates: Floats, groups: int) -> Floats:
     ranks = np.argsort(np.argsort(updates, kind="stable"), kind="stable")
     result = np.empty_like(updates)
     bounds = group_bounds(len(updates), groups)
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         inside = np.argsort(ranks[first:last], kind="stable")
         result[first:last][inside] = ascending[first:last]
     return result
@@ -115,8 +116,52 @@ def poll_answers(schedule: Schedule, interval: float, latency: float) -> Polls:
     return Polls(at[order], worker.astype(np.int64), schedule.to[worker, change])
 
 
+NO_POLLS = Polls(np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Stops:
+    """When the service is stopped to be renewed, and the version after; each (stops + 1,).
+
+    The last stop never comes: it is at infinity.
+    """
+
+    begin: Floats
+    end: Floats
+    version: Ints
+
+
+NO_STOPS = Stops(np.array([np.inf]), np.array([np.inf]), np.array([OLD]))
+
+
+def draw_stops(config: VersioningConfig) -> Stops:
+    """Return the stops of the strategy `offline`: one for each version, and for the way back.
+
+    A stop lasts until the workers are updated and have re-enrolled all users between them.
+    """
+    rollout = config.rollout
+    asked = [(rollout.start_s, NEW)]
+    if rollout.second_after_s is not None:
+        asked.append((rollout.start_s + rollout.second_after_s, SECOND))
+    if rollout.rollback_after_s is not None:
+        back = rollout.start_s + rollout.rollback_after_s
+        asked = [(at, version) for at, version in asked if at < back] + [(back, OLD)]
+    servers = config.workers * (config.worker.concurrency or config.users)
+    turns = -(-config.users // servers)
+    each_s = config.enrolment.audio_s * config.worker.real_time_factor + config.database.write_s
+    length = rollout.offline_update_s + turns * each_s
+    begin: list[float] = []
+    for at, _ in asked:
+        begin.append(max(at, begin[-1] + length) if begin else at)
+    return Stops(
+        np.array([*begin, np.inf]),
+        np.array([*begin, np.inf]) + length,
+        np.array([*(version for _, version in asked), OLD]),
+    )
+
+
 def draw_crashes(config: VersioningConfig, run: int) -> Floats:
-    """Draw the crashes of each worker: from and until (workers, crashes, 2), the last at infinity."""
+    """Draw when each worker is down, from and until (workers, crashes, 2); the last never is."""
     faults = config.faults
     none = np.full((config.workers, 1, 2), np.inf)
     if not faults.crashes_per_hour:

@@ -94,12 +94,13 @@ def draw_arrivals(config: VersioningConfig, run: int) -> Floats:
     turn = 2 * math.pi / (config.arrivals.period_hours * 3600.0)
     grid = np.linspace(0.0, end, _DIURNAL_GRID)
     mean = (grid + config.arrivals.swing * (1 - np.cos(turn * grid)) / turn) / interval
-    return np.interp(_poisson(rng, mean[-1]), mean, grid)
+    return np.interp(_poisson(rng, float(mean[-1])), mean, grid).astype(np.float64, copy=False)
 
 
 def _poisson(rng: np.random.Generator, end: float) -> Floats:
     """Draw the points of a Poisson process of rate 1 from 0 to `end`."""
-    return np.sort(rng.random(rng.poisson(end))) * end
+    points: Floats = np.sort(rng.random(rng.poisson(end))) * end
+    return points
 
 
 def draw_users(config: VersioningConfig, run: int, count: int) -> Ints:
