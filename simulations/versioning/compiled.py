@@ -17,9 +17,8 @@ import numpy as np
 class Loop:
     """A function over sequences; those that it fills are returned as arrays."""
 
-    def __init__(self, function: Callable[..., Any], *helpers: str) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._helpers = helpers
 
     def __call__(self, *arguments: Any, compiled: bool | None = None) -> tuple[Any, list[Any]]:
         """Return the function's value and its arguments, arrays for what it may have filled."""
@@ -37,10 +36,6 @@ class Loop:
     def _compiled(self) -> Callable[..., Any]:
         import numba
 
-        module = self._function.__globals__
-        for name in self._helpers:
-            if not hasattr(module[name], "py_func"):
-                module[name] = numba.njit(cache=True)(module[name])
         compiled: Callable[..., Any] = numba.njit(cache=True)(self._function)
         return compiled
 

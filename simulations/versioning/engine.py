@@ -28,7 +28,7 @@ from simulations.versioning.strategies import Selection, Strategy
 from simulations.versioning.workload import Floats, Ints, Workload, draw_phases, draw_workload
 
 _MBIT = 1e6
-_serve = Loop(kernel.serve, "_order")
+_serve = Loop(kernel.serve)
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def _paths(config: VersioningConfig, strategy: Strategy, load: Workload) -> _Pat
     reply_bits, profile_bits = 8.0 * links.reply_bytes, 8.0 * links.profile_bytes
     if on_device:
         request_bits = request_bits + profile_bits
-    back = links.worker_latency_s + reply_bits / inside
-    back = back + links.client_latency_s + reply_bits / client * load.network
+    back_inside = links.worker_latency_s + reply_bits / inside
+    back = back_inside + links.client_latency_s + reply_bits / client * load.network
     arrived = load.sent_s + links.client_latency_s + request_bits / client * load.network
     transfer = links.worker_latency_s + request_bits / inside
     fetch = links.worker_latency_s + enrolment_bits / inside
@@ -237,7 +237,7 @@ def spread(user: Ints, places: int) -> Ints:
 
 
 def _since(consistent: float, config: VersioningConfig) -> float | None:
-    """Return seconds since the rollout began, or None where profiles did not become of a version."""
+    """Return seconds since the rollout began; None where not all profiles were of one version."""
     if consistent < 0 or config.rollout.start_s >= config.duration_s:
         return None
     return max(consistent - config.rollout.start_s, 0.0)

@@ -156,8 +156,8 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
         if kind == _HANDSHAKE:
             if t + handshake_s < end_s:
                 heapq.heappush(heap, (t + handshake_s, _HANDSHAKE, i, 0, v + 1))
-            place = phase[i] / handshake_s + _GOLDEN * v
-            w = int((place - math.floor(place)) * workers)
+            turn = phase[i] / handshake_s + _GOLDEN * v
+            w = int((turn - math.floor(turn)) * workers)
             version = 1
             for k in range(w * changes, w * changes + changes):
                 if change_at[k] <= t:
@@ -220,7 +220,12 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
                 in_order = False
             if has >> (table[w] + 1):  # newer than the worker is known to be
                 if not in_order:
-                    _order(table, candidates)
+                    place = 0
+                    for polled_as in range(3, 0, -1):  # the newest first
+                        for other in range(workers):
+                            if table[other] == polled_as:
+                                candidates[place] = other
+                                place += 1
                     in_order = True
                 fit = 0
                 while fit < workers and not has >> (table[candidates[fit]] + 1):
@@ -265,8 +270,8 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
                     end[i] = -1.0
                     count[FAILED] += 1
                 else:
-                    place = second[i] + _GOLDEN * attempts[i]
-                    other = w + 1 + int((place - math.floor(place)) * (workers - 1))
+                    turn = second[i] + _GOLDEN * attempts[i]
+                    other = w + 1 + int((turn - math.floor(turn)) * (workers - 1))
                     again = (lost_at + timeout_s, _AGAIN, i, other % workers, 0)
                     heapq.heappush(heap, again)
                     next_event = heap[0][0]
@@ -304,13 +309,3 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
         consistent = stop_until[stop] if stop_version[stop] == newest else -1.0
         stop += 1
     return consistent
-
-
-def _order(table: Any, candidates: Any) -> None:
-    """Put the workers with the newest known versions first."""
-    place = 0
-    for version in range(3, 0, -1):
-        for w in range(len(table)):
-            if table[w] == version:
-                candidates[place] = w
-                place += 1

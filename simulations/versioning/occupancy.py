@@ -19,17 +19,15 @@ def mean_number(begin: Floats, end: Floats, worker: Ints, workers: int, duration
     [1.0, 0.5, 0.0]
     """
     width = duration / BINS
-    total = np.zeros(workers * BINS)
+    total: Floats = np.zeros(workers * BINS)
     part = (begin / width).astype(np.int64)
     while len(begin):
         inside = part < BINS
         if not inside.all():
             begin, end, worker, part = begin[inside], end[inside], worker[inside], part[inside]
-        edge = (part + 1) * width
+        edge = np.multiply(part + 1, width, dtype=np.float64)
         shares = np.minimum(end, edge) - begin
-        total += np.bincount(worker * BINS + part, shares, len(total)).astype(
-            np.float64, copy=False
-        )
+        total += np.bincount(worker * BINS + part, shares, len(total))
         longer = end > edge
         if not longer.any():
             break

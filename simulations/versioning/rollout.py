@@ -47,7 +47,7 @@ def draw_schedule(config: VersioningConfig, run: int, *, groups: int = 1) -> Sch
     at = np.stack(columns, axis=1)
     if len(begins) > 1:  # a worker that gets version 3 first never gets version 2
         at[at[:, 0] >= at[:, 1], 0] = np.inf
-    to = np.broadcast_to(np.arange(NEW, NEW + len(begins), dtype=np.int64), at.shape)
+    to = np.tile(np.arange(NEW, NEW + len(begins), dtype=np.int64), (config.workers, 1))
     newest = NEW + len(begins) - 1
     if rollout.rollback_after_s is not None:
         back = rollout.start_s + rollout.rollback_after_s

@@ -85,7 +85,7 @@ def draw_arrivals(config: VersioningConfig, run: int) -> Floats:
     """Draw when requests are sent (requests,), ascending, within the run."""
     end, interval = config.duration_s, config.interval
     if config.arrivals.kind == "regular":
-        return np.arange(math.ceil(end / interval)) * interval
+        return np.arange(math.ceil(end / interval), dtype=np.float64) * interval
     rng = numpy_generator(config.seed, "versioning", "arrivals", run)
     expected = end / interval
     if config.arrivals.kind == "poisson":
@@ -94,7 +94,7 @@ def draw_arrivals(config: VersioningConfig, run: int) -> Floats:
     turn = 2 * math.pi / (config.arrivals.period_hours * 3600.0)
     grid = np.linspace(0.0, end, _DIURNAL_GRID)
     mean = (grid + config.arrivals.swing * (1 - np.cos(turn * grid)) / turn) / interval
-    return np.interp(_poisson(rng, float(mean[-1])), mean, grid).astype(np.float64, copy=False)
+    return np.interp(_poisson(rng, float(mean[-1])), mean, grid)
 
 
 def _poisson(rng: np.random.Generator, end: float) -> Floats:

@@ -1,0 +1,322 @@
+"""The default model: its strategies, queues, rollouts and faults, against what is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from fedspk.errors import FedspkError
+from simulations.versioning.compiled import Loop, is_compiled
+from simulations.versioning.config import (
+    Arrivals,
+    Audio,
+    Database,
+    Devices,
+    Enrolment,
+    Faults,
+    Links,
+    Rollout,
+    UserRates,
+    VersioningConfig,
+    Worker,
+)
+from simulations.versioning.run import RunResult, simulate, strategy_names
+from simulations.versioning.strategies import STRATEGIES
+
+_REGULAR = Arrivals(kind="regular")
+_EVERYBODY = UserRates(kind="uniform")
+_SERVERS = [name for name in strategy_names() if STRATEGIES[name].engine == "server"]
+_WAYWARD = VersioningConfig(
+    workers=4,
+    users=30,
+    user_rates=_EVERYBODY,
+    interval=0.4,
+    hours=0.3,
+    audio=Audio(kind="lognormal"),
+    rollout=Rollout(mean_s=300, second_after_s=200),
+    faults=Faults(crashes_per_hour=20, repair_s=10),
+    devices=Devices(handshake_s=60),
+)
+
+
+def _mean(config: VersioningConfig, strategy: str, runs: int) -> tuple[float, float]:
+    """Return mean and standard error of the share of backward bounces in %."""
+    results = [simulate(config, strategy, run) for run in range(runs)]
+    shares = np.array([100 * result.backward_bounces / result.requests for result in results])
+    return float(shares.mean()), float(shares.std(ddof=1)) / math.sqrt(runs)
+
+
+def _same(one: RunResult, other: RunResult) -> None:
+    for field in fields(RunResult):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def test_a_request_takes_upload_reading_computing_and_reply():
+    config = VersioningConfig(links=Links(jitter=0), worker=Worker(concurrency=None))
+    latency = simulate(config, "SD", 0).latency_s
+    assert latency == pytest.approx(np.full(len(latency), 0.758), abs=5e-4)
+
+
+@pytest.mark.parametrize(("interval", "share"), [(600.0, 0.418), (3600.0, 5.95)])
+def test_polls_leave_the_bounces_between_two_of_them(interval, share):
+    config = VersioningConfig(arrivals=_REGULAR, sync_interval=interval)
+    mean, error = _mean(config, "SSO-sync", 150)
+    assert abs(mean - share) < 3.5 * error
+
+
+@pytest.mark.parametrize(("workers", "share"), [(10, 13.50), (100, 14.85), (500, 14.97)])
+def test_bounces_without_queues_are_those_of_the_formula(workers, share):
+    config = VersioningConfig(
+        workers=workers, arrivals=_REGULAR, worker=Worker(concurrency=None), seed=1
+    )
+    mean, error = _mean(config, "SSO", 60)
+    assert abs(mean - share) < 3.5 * error
+
+
+@pytest.mark.parametrize("strategy", strategy_names())
+@pytest.mark.parametrize("rollback", [None, 400.0])
+def test_no_request_is_scored_across_versions_and_every_one_is_accounted_for(strategy, rollback):
+    rollout = _WAYWARD.rollout.model_copy(update={"rollback_after_s": rollback})
+    result = simulate(_WAYWARD.model_copy(update={"rollout": rollout}), strategy, 0)
+    assert result.cross_version_scorings == 0
+    assert result.failed == np.isnan(result.latency_s).sum()
+    if STRATEGIES[strategy].engine == "server":
+        assert result.worker_requests.sum() + result.failed == result.requests
+    assert (result.latency_s[~np.isnan(result.latency_s)] > 0).all()
+
+
+@pytest.mark.parametrize("strategy", ["SSO-hash", "SSO-mul", "SD", "SD-group", "hybrid-double"])
+def test_these_strategies_never_bounce_backward(strategy):
+    config = VersioningConfig(users=20, user_rates=_EVERYBODY)
+    assert simulate(config, strategy, 0).backward_bounces == 0
+
+
+def _waiting(config: VersioningConfig, jobs: float) -> float:
+    """Return the mean waiting time of requests at one worker that is loaded for `jobs` jobs."""
+    instant = config.model_copy(
+        update={
+            "workers": 1,
+            "groups": 1,
+            "hours": jobs * config.interval / 3600,
+            "links": Links(client_mbit_per_s=1e9, worker_mbit_per_s=1e9, jitter=0),
+            "database": Database(read_s=0, write_s=0),
+            "rollout": Rollout(start_s=1e9),
+        }
+    )
+    result = simulate(instant, "SSO", 0)
+    computing = result.flops / (0.42e9) * 0.1
+    return float((result.latency_s - computing)[result.requests // 20 :].mean())
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_waiting_times_are_those_of_m_d_1(load):
+    config = VersioningConfig(interval=0.5 / load, seed=2)
+    expected = load * 0.5 / (2 * (1 - load))
+    assert _waiting(config, 400_000) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("servers", [1, 4])
+def test_waiting_times_are_those_of_m_m_c(servers):
+    load = 0.7
+    config = VersioningConfig(
+        interval=0.5 / (load * servers),
+        audio=Audio(kind="exponential"),
+        worker=Worker(concurrency=servers),
+        seed=4,
+    )
+    offered = servers * load
+    below = sum(offered**k / math.factorial(k) for k in range(servers))
+    at = offered**servers / math.factorial(servers) / (1 - load)
+    expected = at / (below + at) * 0.5 / (servers * (1 - load))
+    assert _waiting(config, 500_000) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_synchronised_frontend_crowds_the_first_updated_worker():
+    config = VersioningConfig(
+        users=50, user_rates=_EVERYBODY, interval=0.2, rollout=Rollout(kind="rolling", step_s=900)
+    )
+    synchronised, hashed = (simulate(config, name, 0) for name in ("SSO-sync", "SSO-hash"))
+    assert np.mean(synchronised.latency_s) > 5 * np.mean(hashed.latency_s)
+    assert synchronised.queue_length.max() > 10
+
+
+def test_background_re_enrolments_wait_for_requests():
+    # One worker with more requests than it can serve: nobody waits for a renewal on top of that.
+    config = VersioningConfig(
+        workers=1,
+        hours=0.05,
+        interval=0.45,
+        arrivals=_REGULAR,
+        links=Links(jitter=0),
+        rollout=Rollout(kind="blue-green"),
+    )
+    result = simulate(config, "SD", 0)
+    never = config.model_copy(update={"rollout": Rollout(start_s=1e9)})
+    assert result.reenrolments_background == 1
+    assert result.consistent_after_s > 100
+    before = result.sent_s + result.latency_s < result.consistent_after_s
+    np.testing.assert_array_equal(
+        result.latency_s[before], simulate(never, "SD", 0).latency_s[before]
+    )
+
+
+def test_offline_stops_the_service_and_renews_everybody():
+    config = VersioningConfig(
+        users=25, rollout=Rollout(start_s=600, offline_update_s=60), worker=Worker(concurrency=1)
+    )
+    result = simulate(config, "offline", 0)
+    assert result.downtime_s == pytest.approx(60 + 3 * 1.51)  # 25 users, ten at a time
+    assert result.consistent_after_s == pytest.approx(result.downtime_s)
+    failed = result.sent_s[np.isnan(result.latency_s)]
+    assert len(failed) == result.failed > 0
+    assert failed.min() > 599 and failed.max() < 600 + result.downtime_s
+    assert result.reenrolments_background == 25
+
+
+def test_groups_are_updated_one_after_another():
+    from simulations.versioning.rollout import draw_schedule
+
+    config = VersioningConfig(workers=7, groups=3)
+    plain = draw_schedule(config, 0).at[:, 0]
+    grouped = draw_schedule(config, 0, groups=3).at[:, 0]
+    assert sorted(plain) == sorted(grouped)
+    assert max(grouped[:2]) < min(grouped[2:4]) < max(grouped[2:4]) < min(grouped[4:])
+
+
+@pytest.mark.parametrize(
+    ("rollout", "expected"),
+    [
+        (Rollout(kind="rolling", step_s=10), [0, 10, 20, 30]),
+        (Rollout(kind="canary", canary_share=0.25, canary_hold_s=99, step_s=5), [0, 99, 104, 109]),
+        (Rollout(kind="blue-green", start_s=7), [7, 7, 7, 7]),
+    ],
+)
+def test_rollouts_update_the_workers_in_their_ways(rollout, expected):
+    from simulations.versioning.rollout import draw_schedule
+
+    config = VersioningConfig(workers=4, rollout=rollout)
+    assert sorted(draw_schedule(config, 0).at[:, 0]) == expected
+
+
+def test_a_rollback_takes_profiles_back_unless_the_old_ones_were_kept():
+    config = VersioningConfig(
+        rollout=Rollout(kind="blue-green", start_s=1000, rollback_after_s=1000)
+    )
+    hashed, kept = (simulate(config, name, 0) for name in ("SSO-hash", "SSO-mul"))
+    assert (hashed.forward_bounces, hashed.backward_bounces) == (1, 1)
+    assert (kept.forward_bounces, kept.backward_bounces) == (1, 0)
+    assert hashed.consistent_after_s > 1000
+    assert kept.consistent_after_s == 0
+
+
+def test_two_versions_at_a_time_do_not_bridge_two_rollouts():
+    # Version 3 comes before anybody spoke under version 2: the profile of version 1 is too old.
+    rollout = Rollout(kind="blue-green", start_s=1.0, second_after_s=1.0)
+    config = VersioningConfig(arrivals=_REGULAR, rollout=rollout)
+    result = simulate(config, "SD", 0)
+    assert (result.forward_bounces, result.reenrolments_foreground) == (1, 1)
+
+
+def test_requests_lost_to_crashes_are_sent_again():
+    faults = Faults(crashes_per_hour=30, repair_s=60, retries=0)
+    config = VersioningConfig(interval=1.0, faults=faults)
+    lost = simulate(config, "SSO-hash", 0).failed
+    again = simulate(
+        config.model_copy(update={"faults": faults.model_copy(update={"retries": 5})}), "SSO", 0
+    )
+    assert lost > 100
+    assert again.failed < lost / 10
+    assert np.nanmax(again.latency_s) > 1 + 0.758
+
+
+def test_a_handshake_renews_before_anybody_speaks():
+    config = VersioningConfig(
+        interval=3000.0, arrivals=_REGULAR, rollout=Rollout(kind="blue-green", start_s=10)
+    )
+    plain, shaken = (
+        simulate(config, name, 0) for name in ("hybrid-single", "hybrid-single-handshake")
+    )
+    assert (plain.reenrolments_foreground, plain.reenrolments_background) == (1, 0)
+    assert (shaken.reenrolments_foreground, shaken.reenrolments_background) == (0, 1)
+    assert shaken.consistent_after_s < 610
+    assert shaken.latency_s.max() < plain.latency_s.max() - 1
+
+
+def test_a_device_that_keeps_its_model_never_waits():
+    config = VersioningConfig(
+        interval=2.0,
+        devices=Devices(handshake_s=600, real_time_factor=0.1),
+        enrolment=Enrolment(utterances=10),
+        arrivals=_REGULAR,
+    )
+    plain, keeping = (simulate(config, name, 0) for name in ("device", "device-keep"))
+    assert plain.downtime_s == pytest.approx(5.0)
+    assert keeping.downtime_s == 0
+    assert plain.latency_s.max() > 3
+    assert keeping.latency_s.max() == pytest.approx(0.5)
+    assert plain.reenrolments_foreground == keeping.reenrolments_background == 1
+
+
+def test_all_strategies_see_the_same_requests():
+    config = VersioningConfig(users=20, hours=0.5)
+    sent = [simulate(config, name, 5).sent_s for name in strategy_names()]
+    assert all((times == sent[0]).all() for times in sent)
+    assert not np.array_equal(sent[0], simulate(config, "SSO", 6).sent_s)
+
+
+@pytest.mark.parametrize("strategy", strategy_names())
+def test_the_same_seed_gives_the_same_run(strategy):
+    _same(simulate(_WAYWARD, strategy, 3), simulate(_WAYWARD, strategy, 3))
+
+
+@pytest.mark.skipif(not is_compiled(), reason="numba is not installed")
+@pytest.mark.parametrize("strategy", _SERVERS)
+def test_numba_gives_the_same_to_the_bit(strategy, monkeypatch):
+    compiled = simulate(_WAYWARD, strategy, 1)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    _same(compiled, simulate(_WAYWARD, strategy, 1))
+
+
+def test_a_loop_returns_what_it_filled():
+    def fill(numbers):
+        numbers[0] += 1
+        return len(numbers)
+
+    value, (filled,) = Loop(fill)(np.zeros(3), compiled=False)
+    assert value == 3
+    assert filled.tolist() == [1, 0, 0]
+
+
+def test_work_that_is_done_is_counted_once():
+    config = VersioningConfig(interval=1.0, hours=0.5)
+    result = simulate(config, "SSO", 0)
+    enrolments = result.reenrolments_foreground
+    busy_s = result.utilisation.sum() * config.duration_s / 60
+    fetch_and_write = 0.01 + 0.0005 + 15 * 256e3 / 1e9
+    expected = result.requests * 0.5 + enrolments * (1.5 + fetch_and_write)
+    assert busy_s == pytest.approx(expected, rel=2e-3)  # what runs past the end is cut off
+    assert result.flops.sum() == pytest.approx(0.42e9 * 5 * (result.requests + 3 * enrolments))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"interval": -1}, "greater than 0"),
+        ({"groups": 11}, "11 groups need as many workers, but there are 10"),
+        ({"strategies": ["SSO", "SSO"]}, "name each strategy once"),
+        ({"arrivals": {"kind": "trace"}}, "go together"),
+        ({"worker": {"concurrency": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_nonsense_is_refused_in_words(values, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        VersioningConfig.model_validate(values)
+
+
+def test_an_unknown_strategy_is_refused_with_those_there_are():
+    with pytest.raises(FedspkError, match="strategy 'SSO-best' is unknown; choose from SSO, "):
+        simulate(VersioningConfig(), "SSO-best", 0)
