@@ -44,7 +44,7 @@ def run_experiment(
     config = load_config(file, flags)
     plan = parse_sweep(sweep) if sweep is not None else None
     points = load_sweep(file, flags, plan) if plan is not None else []
-    pass  # what cannot be written is told before the work
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work
     distinct = list(dict.fromkeys([config, *points]))  # what is swept may hold the plain value
     total = sum(each.runs * len(each.strategies) for each in distinct)
     with progress(total=total, description="simulating", unit="run") as bar:
