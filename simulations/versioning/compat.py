@@ -23,7 +23,7 @@ from simulations.versioning.config import VersioningConfig
 from simulations.versioning.occupancy import mean_number
 from simulations.versioning.result import RunResult
 from simulations.versioning.strategies import Strategy
-from simulations.versioning.workload import Floats, Ints, draw_users
+from simulations.versioning.workload import Floats, Ints, draw_users, number_speakers
 
 _OLD, _NEW = 1, 2  # versions of models and profiles; SD's workers and users have 0, too
 # Legs and steps of a request, in this order; from WRITE on, of one that is re-enrolled.
@@ -97,11 +97,12 @@ class _Run:
         known = self._known() if synchronised else np.full(workers, np.inf)
         by_known = np.argsort(known, kind="stable")
         order = np.argsort(self.front, kind="stable")
-        profile = np.full(self.config.users, _OLD)
+        user, users = number_speakers(self.user, self.config.users)
+        profile = np.full(users, _OLD)
         count = len(order)
         consistent, arguments = _replay_loop(
             *(a[order] for a in (self.front, self.at_worker, self.written, self.at_worker_2)),
-            *(a[order] for a in (self.user, first, self.choice[1], again, self.choice[3])),
+            *(a[order] for a in (user, first, self.choice[1], again, self.choice[3])),
             self.updated,
             known,
             np.append(known[by_known], np.inf),

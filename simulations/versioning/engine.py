@@ -25,7 +25,14 @@ from simulations.versioning.rollout import (
     poll_answers,
 )
 from simulations.versioning.strategies import Selection, Strategy
-from simulations.versioning.workload import Floats, Ints, Workload, draw_phases, draw_workload
+from simulations.versioning.workload import (
+    Floats,
+    Ints,
+    Workload,
+    draw_phases,
+    draw_workload,
+    number_speakers,
+)
 
 _MBIT = 1e6
 _serve = Loop(kernel.serve)
@@ -61,17 +68,20 @@ def simulate_service(config: VersioningConfig, strategy: Strategy, run: int) -> 
     paths = _paths(config, strategy, load)
     stops = draw_stops(config) if strategy.offline else NO_STOPS
     order = np.argsort(paths.ready, kind="stable")
+    user, users = load.user, config.users
+    if not strategy.handshake:
+        user, users = number_speakers(user, users)
     requests = {
         "ready": paths.ready,
         "transfer": paths.transfer,
-        "user": load.user,
+        "user": user,
         "first": choose_workers(strategy.select, load, config.workers, groups),
         "second": load.second,
         "work": load.audio_s * config.worker.real_time_factor,
         "upload": paths.upload,
     }
     handshake_s = config.devices.handshake_s if strategy.handshake else 0.0
-    room = _room(config, strategy, len(order))
+    room = _room(config, strategy, len(order), users)
     if strategy.handshake:
         room["phase"] = draw_phases(config, run)
     consistent, arguments = _serve(
@@ -148,9 +158,11 @@ def _versions(
     )
 
 
-def _room(config: VersioningConfig, strategy: Strategy, requests: int) -> dict[str, Any]:
+def _room(
+    config: VersioningConfig, strategy: Strategy, requests: int, users: int
+) -> dict[str, Any]:
     """Return what `kernel.serve` fills, by name and in its order."""
-    workers, users = config.workers, config.users
+    workers = config.workers
     servers = workers * (config.worker.concurrency or 1)
     initial = 0b11 if strategy.versions_served == 2 else 0b10
     return {

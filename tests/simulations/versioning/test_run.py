@@ -262,7 +262,7 @@ def test_a_device_that_keeps_its_model_never_waits():
 
 
 def test_all_strategies_see_the_same_requests():
-    config = VersioningConfig(users=20, hours=0.5)
+    config = VersioningConfig(users=60, hours=0.5)
     sent = [simulate(config, name, 5).sent_s for name in strategy_names()]
     assert all((times == sent[0]).all() for times in sent)
     assert not np.array_equal(sent[0], simulate(config, "SSO", 6).sent_s)
