@@ -110,9 +110,7 @@ def draw_users(config: VersioningConfig, run: int, count: int) -> Ints:
         return np.zeros(count, np.int64)
     uniform = numpy_generator(config.seed, "versioning", "users", run).random(count)
     shares, guide = _cumulative(config.user_rates, config.users)
-    return np.minimum(
-        np.searchsorted(shares[:guide], uniform, side="right"), config.users - 1
-    ).astype(np.int64)
+    return np.searchsorted(shares[:guide], uniform, side="right")
 
 
 def number_speakers(user: Ints, users: int) -> tuple[Ints, int]:
