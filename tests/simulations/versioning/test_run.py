@@ -320,3 +320,12 @@ def test_nonsense_is_refused_in_words(values, sentence):
 def test_an_unknown_strategy_is_refused_with_those_there_are():
     with pytest.raises(FedspkError, match="strategy 'SSO-best' is unknown; choose from SSO, "):
         simulate(VersioningConfig(), "SSO-best", 0)
+
+
+def test_updated_workers_share_the_requests_of_renewed_users():
+    rollout = Rollout(kind="canary", canary_share=0.5, canary_hold_s=1e6)
+    config = VersioningConfig(rollout=rollout, sync_interval=10.0)
+    share = simulate(config, "SSO-sync", 0).worker_requests
+    busy = share > 0.1 * share.sum()
+    assert busy.sum() == 5
+    assert share[~busy].sum() < 10
