@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedspk.audio import crop_or_repeat
 from fedspk.encoders import Encoder, build_encoder
@@ -26,8 +26,11 @@ from fedspk.weights import content_hash, flatten, load_model, save_model
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
-_DESCRIPTION = "fedspk.model"
-_ENCODER_PREFIX = "encoder."
+DESCRIPTION = "fedspk.model"
+"""Where a model file's metadata hold the description."""
+
+ENCODER_PREFIX = "encoder."
+"""How the names of the encoder's weights begin in a model file."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ class SpeechEngine:
         """Length of an embedding."""
         return self._encoder.embedding_dim
 
+    def network(self) -> nn.Module:
+        """Return front end and encoder as one module: audio (B, samples) to embeddings (B, D)."""
+        return nn.Sequential(self._front_end, self._encoder).eval()
+
     def embed(self, audio: FloatArray) -> FloatArray:
         """Return the embedding (D,) float32, not normalised, of speech (samples,) at 16 kHz.
 
@@ -143,11 +150,12 @@ def model_hash(description: ModelDescription, encoder: Encoder) -> str:
     The head is not part of it: it has no influence on embeddings.
     """
     state = encoder.state_dict()
-    parts = [
-        description.to_json(),
-        description.front_end.content_hash(),
-        content_hash(flatten(state, sorted(state))),
-    ]
+    return described_hash(description, content_hash(flatten(state, sorted(state))))
+
+
+def described_hash(description: ModelDescription, weights: str) -> str:
+    """Return the hash of a model whose encoder's weights, in order of their names, hash so."""
+    parts = [description.to_json(), description.front_end.content_hash(), weights]
     return content_hash("\n".join(parts).encode())
 
 
@@ -162,7 +170,7 @@ def save_described(
     Raises:
         FedspkError: the file cannot be written.
     """
-    save_model(path, model.state_dict(), {**(metadata or {}), _DESCRIPTION: description.to_json()})
+    save_model(path, model.state_dict(), {**(metadata or {}), DESCRIPTION: description.to_json()})
     return model_hash(description, model.encoder)
 
 
@@ -173,13 +181,13 @@ def load_described(path: Path) -> tuple[ModelDescription, dict[str, Tensor]]:
         FedspkError: the file is missing, broken, or does not say which model it holds.
     """
     state, metadata = load_model(path)
-    if _DESCRIPTION not in metadata:
+    if DESCRIPTION not in metadata:
         raise FedspkError(
             f"{path}: does not say which encoder and front end it is for; "
             "use a model file written by fedspk."
         )
     try:
-        return ModelDescription.from_json(metadata[_DESCRIPTION]), state
+        return ModelDescription.from_json(metadata[DESCRIPTION]), state
     except FedspkError as error:
         raise FedspkError(f"{path}: {error}") from error
 
@@ -189,7 +197,7 @@ def _encoder_weights(
 ) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name, like in encoder.state_dict().items():
-        found = state.get(_ENCODER_PREFIX + name)
+        found = state.get(ENCODER_PREFIX + name)
         if found is None or found.shape != like.shape:
             raise FedspkError(
                 f"{path}: encoder weight {name!r} is missing or has another shape than described; "

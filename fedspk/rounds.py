@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fedspk.errors import FedspkError
+from fedspk.errors import FedspkError, first_fault
 from fedspk.secagg.config import SecureConfig
 
 Scalar = bool | int | float | str
@@ -143,7 +143,7 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise FedspkError(f"The run configuration is wrong: {_first_fault(error)}.") from error
+            raise FedspkError(f"The run configuration is wrong: {first_fault(error)}.") from error
 
     def changed(self, **changes: Any) -> RunConfig:
         """Return a copy with some fields replaced, validated.
@@ -154,7 +154,7 @@ class RunConfig(BaseModel):
         try:
             return RunConfig.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
-            raise FedspkError(f"The run configuration is wrong: {_first_fault(error)}.") from error
+            raise FedspkError(f"The run configuration is wrong: {first_fault(error)}.") from error
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides a round's numbers: runs of it can continue."""
@@ -163,12 +163,6 @@ class RunConfig(BaseModel):
         free["secure"] = {"stage_timeout_seconds", "attempts"}
         text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    field = ".".join(str(part) for part in fault["loc"]) or "the text"
-    return f"{field}: {fault['msg']}"
 
 
 def failure_reason(error: Exception) -> str:

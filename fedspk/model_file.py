@@ -1,0 +1,105 @@
+"""A model file looked into without building its model: description, shapes, types, content hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fedspk.engine import DESCRIPTION, ENCODER_PREFIX, ModelDescription, described_hash
+from fedspk.errors import FedspkError
+
+_HEAD_PREFIX = "head."
+_TYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
+
+
+class ModelFile:
+    """An open safetensors file; tensors are read one by one, and only to be hashed.
+
+    Raises (all methods):
+        FedspkError: the file is missing or broken, or is not what is asked for.
+    """
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path = path
+        self._file = file
+        self._names: list[str] = sorted(file.keys())
+        self._metadata: dict[str, str] = dict(file.metadata() or {})
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Self]:
+        """Open a file whose header fits its length."""
+        path = Path(path)
+        try:
+            with safe_open(path, framework="np") as file:
+                yield cls(path, file)
+        except FileNotFoundError as error:
+            raise FedspkError(f"{path}: there is no such model file.") from error
+        except (SafetensorError, OSError) as error:
+            raise FedspkError(
+                f"{path}: is not a whole safetensors model file ({error})."
+            ) from error
+
+    def description(self) -> ModelDescription:
+        """Return what the file says that it holds."""
+        if DESCRIPTION not in self._metadata:
+            raise FedspkError(
+                f"{self._path}: does not say which encoder and front end it is for; "
+                "use a model file written by fedspk."
+            )
+        try:
+            return ModelDescription.from_json(self._metadata[DESCRIPTION])
+        except FedspkError as error:
+            raise FedspkError(f"{self._path}: {error}") from error
+
+    def check_encoder(self) -> None:
+        """Accept the tensors that the description asks for, in shape and type, and a head's."""
+        description = self.description()
+        try:
+            with torch.device("meta"):  # shapes without memory
+                wanted = description.build().state_dict()
+        except FedspkError as error:
+            raise FedspkError(f"{self._path}: {error}") from error
+        names = {ENCODER_PREFIX + name: like for name, like in wanted.items()}
+        for name, like in names.items():
+            self._check_tensor(name, list(like.shape), _TYPE_NAMES[like.dtype])
+        for name in self._names:
+            if name not in names and not name.startswith(_HEAD_PREFIX):
+                raise FedspkError(
+                    f"{self._path}: holds {name!r}, which encoder {description.encoder} has not."
+                )
+
+    def model_hash(self) -> str:
+        """Return what `fedspk.engine.model_hash` says of the described model."""
+        digest = hashlib.sha256()
+        for name in self._names:
+            if name.startswith(ENCODER_PREFIX):
+                digest.update(np.ascontiguousarray(self._file.get_tensor(name), dtype="<f4").data)
+        return described_hash(self.description(), digest.hexdigest())
+
+    def file_hash(self) -> str:
+        """Return the SHA-256 of the file's bytes, in hex."""
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _check_tensor(self, name: str, shape: list[int], kind: str) -> None:
+        if name not in self._names:
+            raise FedspkError(f"{self._path}: lacks the weight {name!r}.")
+        found = self._file.get_slice(name)
+        if found.get_shape() != shape:
+            raise FedspkError(
+                f"{self._path}: weight {name!r} has shape {tuple(found.get_shape())}, "
+                f"its description needs {tuple(shape)}."
+            )
+        if found.get_dtype() != kind:
+            raise FedspkError(
+                f"{self._path}: weight {name!r} has type {found.get_dtype()}, "
+                f"its description needs {kind}."
+            )
