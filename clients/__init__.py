@@ -1,5 +1,6 @@
-"""The edge device: what it keeps, how it trains, and the Flower ClientApp that it answers with.
+"""The edge device: what it keeps, how it recognises and trains, and the Flower ClientApp.
 
-`dataset` is the device's own speech and impostors, `local` its training, `client_app` the thin
-Flower end. Features, embeddings and private parts of the model never leave the device's folder.
+`recogniser` enrols and verifies speakers in the encrypted `vault`; `dataset` is the device's own
+speech and impostors, `local` its training, `client_app` the thin Flower end. Features, embeddings
+and private parts of the model never leave the device's folder.
 """

@@ -1,4 +1,4 @@
-"""The command `fedspk identity`: who a device is in the secure sums of its fleet."""
+"""The commands of a device: `fedspk device`, and `fedspk identity` for the sums of its fleet."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from clients import device_cli
 from fedspk.errors import FedspkError
 
 _ENROLLED = "DEVICE=KEY as `fedspk identity new` prints it; several are welcome."
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example: fedspk identity register --out register.json kitchen=8c1f...",
     )(add_to_register)
     app.add_typer(identity, name="identity")
+    device_cli.register(app)
 
 
 def new(

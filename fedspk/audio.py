@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-from scipy.ndimage import maximum_filter1d
 
 from fedspk.errors import FedspkError
 from fedspk.files import atomic_write
@@ -104,8 +103,10 @@ def voice_activity(audio: FloatArray) -> BoolArray:
     active = _active_blocks(audio)
     if not active.any():
         return np.zeros(len(audio), dtype=np.bool_)
-    active = maximum_filter1d(active, 2 * _HANGOVER + 1, mode="constant")
-    mask: BoolArray = np.repeat(active, _BLOCK)[: len(audio)]
+    width = 2 * _HANGOVER + 1
+    counts = np.cumsum(np.pad(active, (_HANGOVER + 1, _HANGOVER)))
+    near = counts[width:] > counts[:-width]  # a block of speech within the hangover
+    mask: BoolArray = np.repeat(near, _BLOCK)[: len(audio)]
     return mask
 
 

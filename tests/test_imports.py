@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,11 @@ def test_flower_apps_import_nothing_heavy_at_module_level(module):
     flower = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
     standard = {"__future__", "collections.abc", "functools", "pathlib", "typing"}
     assert names <= standard | flower | {f"fedspk.{name}" for name in light}
+
+
+@pytest.mark.parametrize("module", ["clients.device_cli", "clients.recogniser"])
+def test_a_device_answers_without_pytorch_scipy_or_pydantic(module):
+    heavy = "torch", "scipy", "pydantic", "flwr", "librosa"
+    code = f"import sys, {module}; print(*set({heavy!r}) & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, check=True)
+    assert not found.stdout.split()

@@ -1,0 +1,335 @@
+"""The device's vault: enrolment audio and profiles, sealed; forgetting a user destroys a key.
+
+    home/vault.key              the vault key, sealed itself (`clients.vault_key`)
+    home/state.box              which model versions are in use (`clients.versions`)
+    home/users/<id>/user.key    the user's data key, sealed under the vault key
+    home/users/<id>/card.box    the user's name and list of recordings
+    home/users/<id>/<n>.audio   a recording, 16-bit PCM at 16 kHz
+    home/users/<id>/<model hash>.<revision>.profile
+
+Every box is AES-256-GCM under the user's data key (state and data keys: under the vault key). Its
+associated data name format, device, kind, user, model hash and place, so that no box opens in
+another's stead. Nothing is stored in clear: ids are random, names are inside the card.
+
+Each change has one file whose renaming makes it true: `user.key` for a new user and for forgetting
+one, `card.box` for more recordings, `state.box` for another model. What a killed process left
+beside it is removed when the vault is next written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+
+from clients.vault_key import (
+    KEY_FILE,
+    AskPassphrase,
+    Protection,
+    VaultKey,
+    check_private,
+    load_key,
+    new_key,
+    save_key,
+)
+from fedspk.audio import FloatArray
+from fedspk.errors import FedspkError
+from fedspk.files import PARTIAL, sync, write_bytes
+from fedspk.profiles import VersionedProfile
+from fedspk.secagg.errors import MessageError
+from fedspk.secagg.keys import KEY_BYTES, SEAL_BYTES, seal, unseal
+
+_FORMAT = 1
+_FORGOTTEN = b"forgotten"
+_USER_ID = re.compile(r"[0-9a-f]{32}")
+_LONGEST_NAME = 200
+
+
+class VaultError(FedspkError):
+    """A box does not open: it was altered, or lies where it does not belong."""
+
+
+@dataclass(frozen=True)
+class User:
+    """An enrolled person, as the card says.
+
+    Args:
+        id: random, 32 hex digits: the name of the folder.
+        name: who it is.
+        recordings: numbers of the recordings, in the order in which they came.
+        seconds: of all of them together.
+        revision: rises with every enrolment; profiles belong to one.
+        key: the data key (32 bytes).
+    """
+
+    id: str
+    name: str
+    recordings: tuple[int, ...]
+    seconds: float
+    revision: int
+    key: bytes = field(repr=False)
+
+    def is_called(self, name: str) -> bool:
+        """Say whether this is the user's name, in whatever spelling looks the same."""
+        return self.name == _canonical(name)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a box holds and where it belongs: with format and device, its associated data."""
+
+    kind: Literal["state", "user key", "card", "audio", "profile"]
+    user: str = ""
+    model_hash: str = ""
+    item: int = 0
+
+
+class Vault:
+    """The boxes of one device.
+
+    Raises (all methods):
+        VaultError: a box does not open.
+        FedspkError: a file is missing or cannot be written.
+    """
+
+    def __init__(self, home: Path, key: VaultKey) -> None:
+        self.home = Path(home)
+        self.device = key.device
+        self._key = key.key
+
+    @classmethod
+    def prepare(cls, home: Path) -> Self:
+        """Return the vault of a new device whose key is in memory alone until `keep` is called.
+
+        Raises:
+            FedspkError: the folder is a device's already, or holds something else, or is open to
+                others.
+        """
+        home = Path(home)
+        if (home / KEY_FILE).exists():
+            raise FedspkError(f"{home}: is a device's folder already; choose another one.")
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(home)
+        strange = {path.name for path in home.iterdir()} - {"models", "state.box", "lock"}
+        if any(not name.endswith(PARTIAL) for name in strange):
+            raise FedspkError(f"{home}: holds other files; choose an empty folder.")
+        return cls(home, new_key())
+
+    def keep(self, protection: Protection, ask: AskPassphrase) -> None:
+        """Write the vault key, guarded: from now on the folder is a device's."""
+        save_key(self.home, VaultKey(self.device, self._key), protection, ask)
+
+    @classmethod
+    def open(cls, home: Path, ask: AskPassphrase) -> Self:
+        """Return the vault of a device; `ask` gives the passphrase where one is needed."""
+        return cls(home, load_key(Path(home), ask))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let this process alone write, and remove what killed ones left. Reading needs no lock."""
+        descriptor = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._tidy()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def read_state(self) -> bytes:
+        """Return what `write_state` wrote."""
+        return self._unseal(self._key, self.home / "state.box", _Place("state"))
+
+    def write_state(self, content: bytes) -> None:
+        """Replace the device's state."""
+        self._seal(self._key, self.home / "state.box", content, _Place("state"))
+
+    def users(self) -> list[User]:
+        """Return who is enrolled, by name."""
+        found = [self._card(folder) for folder in self._folders() if _is_alive(folder)]
+        return sorted(found, key=lambda user: user.name)
+
+    def user(self, name: str) -> User:
+        """Return an enrolled user.
+
+        Raises:
+            FedspkError: nobody of this name is enrolled.
+        """
+        for user in self.users():
+            if user.is_called(name):
+                return user
+        raise FedspkError(f"{name!r} is not enrolled; do it with `fedspk device enroll`.")
+
+    def recordings(self, user: User) -> list[FloatArray]:
+        """Return the enrolment audio, each (samples,) float32 at 16 kHz."""
+        sealed = [
+            (self._audio_path(user, n), _Place("audio", user.id, item=n)) for n in user.recordings
+        ]
+        return [from_pcm(self._unseal(user.key, path, place)) for path, place in sealed]
+
+    def has_profile(self, user: User, model_hash: str) -> bool:
+        """Say whether the user's present recordings have a profile by this model."""
+        return self._profile_path(user, model_hash).exists()
+
+    def profile(self, user: User, model_hash: str) -> VersionedProfile:
+        """Return the profile that this model made of the user's present recordings."""
+        path = self._profile_path(user, model_hash)
+        place = _Place("profile", user.id, model_hash, user.revision)
+        return VersionedProfile.from_bytes(self._unseal(user.key, path, place))
+
+    def save_profile(self, user: User, profile: VersionedProfile) -> None:
+        """Keep a profile of the user's present recordings."""
+        path = self._profile_path(user, profile.model_hash)
+        place = _Place("profile", user.id, profile.model_hash, user.revision)
+        self._seal(user.key, path, profile.to_bytes(), place)
+
+    def enrol(self, before: User | None, name: str, audio: Sequence[bytes]) -> User:
+        """Store recordings and return the user that `commit` makes of them.
+
+        Args:
+            before: the user as enrolled so far, or None for a new one.
+            name: of the user.
+            audio: the recordings, as `to_pcm` gives them.
+        """
+        name = _canonical(name)
+        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+            raise FedspkError(f"{name!r} will not do as a user's name; use a word or two.")
+        first = max(before.recordings, default=-1) + 1 if before else 0
+        numbers = tuple(range(first, first + len(audio)))
+        user = User(
+            id=before.id if before else secrets.token_hex(16),
+            name=name,
+            recordings=(*(before.recordings if before else ()), *numbers),
+            seconds=(before.seconds if before else 0.0) + sum(map(pcm_seconds, audio)),
+            revision=before.revision + 1 if before else 1,
+            key=before.key if before else secrets.token_bytes(KEY_BYTES),
+        )
+        for number, data in zip(numbers, audio, strict=True):
+            place = _Place("audio", user.id, item=number)
+            self._seal(user.key, self._audio_path(user, number), data, place)
+        return user
+
+    def commit(self, user: User) -> None:
+        """Make an enrolment true, after its profiles were saved."""
+        folder = self._folder(user.id)
+        card = {
+            "name": user.name,
+            "recordings": user.recordings,
+            "seconds": user.seconds,
+            "revision": user.revision,
+        }
+        content = json.dumps(card).encode()
+        self._seal(user.key, folder / "card.box", content, _Place("card", user.id))
+        if not (folder / "user.key").exists():
+            self._seal(self._key, folder / "user.key", user.key, _Place("user key", user.id))
+
+    def forget(self, user: User) -> None:
+        """Destroy the user's data key, and then the boxes that nothing opens any more."""
+        folder = self._folder(user.id)
+        size = KEY_BYTES + SEAL_BYTES - len(_FORGOTTEN)
+        write_bytes(folder / "user.key", _FORGOTTEN + secrets.token_bytes(size), 0o600)
+        self._remove(folder)
+
+    def drop_profiles(self, keep: set[str]) -> None:
+        """Delete the profiles of all models but these, and those of former revisions."""
+        for user in self.users():
+            kept = {self._profile_path(user, model_hash) for model_hash in keep}
+            for path in set(self._folder(user.id).glob("*.profile")) - kept:
+                path.unlink()
+
+    def _tidy(self) -> None:
+        for folder in self._folders():
+            if not _is_alive(folder):
+                self._remove(folder)
+                continue
+            user = self._card(folder)
+            kept = {self._audio_path(user, number) for number in user.recordings}
+            for path in set(folder.glob("*.audio")) - kept:
+                path.unlink()
+        for path in self.home.rglob(f".*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+
+    def _remove(self, folder: Path) -> None:
+        # The key goes last: while it is there, it says that the rest is to go.
+        for path in folder.iterdir():
+            if path.name != "user.key":
+                path.unlink()
+        shutil.rmtree(folder)
+        sync(folder.parent)
+
+    def _card(self, folder: Path) -> User:
+        key = self._unseal(self._key, folder / "user.key", _Place("user key", folder.name))
+        card = json.loads(self._unseal(key, folder / "card.box", _Place("card", folder.name)))
+        card["recordings"] = tuple(card["recordings"])
+        return User(id=folder.name, key=key, **card)
+
+    def _folders(self) -> list[Path]:
+        users = self.home / "users"
+        found = users.iterdir() if users.exists() else iter(())
+        return [folder for folder in found if _USER_ID.fullmatch(folder.name)]
+
+    def _folder(self, user_id: str) -> Path:
+        return self.home / "users" / user_id
+
+    def _audio_path(self, user: User, number: int) -> Path:
+        return self._folder(user.id) / f"{number}.audio"
+
+    def _profile_path(self, user: User, model_hash: str) -> Path:
+        return self._folder(user.id) / f"{model_hash}.{user.revision}.profile"
+
+    def _seal(self, key: bytes, path: Path, data: bytes, place: _Place) -> None:
+        write_bytes(path, seal(key, data, self._associated(place)), 0o600)
+
+    def _unseal(self, key: bytes, path: Path, place: _Place) -> bytes:
+        try:
+            box = path.read_bytes()
+        except OSError as error:
+            raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
+        try:
+            return unseal(key, box, self._associated(place))
+        except MessageError as error:
+            raise VaultError(
+                f"{path}: was altered, or belongs to another device, user or model."
+            ) from error
+
+    def _associated(self, place: _Place) -> bytes:
+        return json.dumps([_FORMAT, self.device, *astuple(place)]).encode()
+
+
+def _is_alive(folder: Path) -> bool:
+    """Say whether a user's folder is whole: not left by an interrupted enrolment, not forgotten."""
+    try:
+        return not (folder / "user.key").read_bytes().startswith(_FORGOTTEN)
+    except FileNotFoundError:
+        return False
+
+
+def _canonical(name: str) -> str:
+    """Return the one spelling of a name among those that look the same."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def to_pcm(audio: FloatArray) -> bytes:
+    """Return (samples,) float32 as 16-bit little-endian PCM: what the vault keeps of a sound."""
+    samples = np.clip(np.rint(audio * 32768.0), -32768, 32767)
+    return bytes(samples.astype("<i2").data)
+
+
+def from_pcm(data: bytes) -> FloatArray:
+    """Return the sound, (samples,) float32, of 16-bit PCM."""
+    return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768.0)
+
+
+def pcm_seconds(data: bytes) -> float:
+    """Return how long 16-bit PCM at 16 kHz lasts."""
+    return len(data) / 32_000
