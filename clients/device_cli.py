@@ -274,7 +274,8 @@ def _open_vault(home: Path | None, passphrase_file: Path | None) -> Vault:
     from clients.vault import Vault
     from clients.vault_key import passphrase_source
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not write keys to the disk
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # a crash must not write keys to the disk
     return Vault.open(_home(home), passphrase_source(passphrase_file))
 
 

@@ -37,7 +37,7 @@ class Quality:
         seconds: whole length.
         speech_s: of it, speech.
         clipped: share of all samples in flattened tops, 0 to 1.
-        snr_db: how far speech stands above the background, dB; 0 when there is no speech.
+        snr_db: how far speech stands above the background, dB; 0 without 10 ms of speech.
     """
 
     seconds: float
@@ -83,7 +83,7 @@ def measure(audio: FloatArray) -> Quality:
         seconds=len(audio) / SAMPLE_RATE,
         speech_s=float(mask.sum()) / SAMPLE_RATE,
         clipped=_clipped(audio),
-        snr_db=_snr_db(audio, mask) if mask.any() else 0.0,
+        snr_db=_snr_db(audio, mask) if mask.sum() >= _BLOCK else 0.0,
     )
 
 

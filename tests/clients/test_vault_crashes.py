@@ -19,9 +19,7 @@ STEPS = ["enrol", "enrol more", "use model", "return", "forget"]
 
 @pytest.fixture(autouse=True)
 def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_MEMORY_KIB", "_PASSES", "_LANES"):
-        monkeypatch.setattr(f"clients.vault_key.{name}", 0)
-    toy_device.make_passphrases_quick()
+    toy_device.quick_passphrases(monkeypatch)
 
 
 def killed_homes(template: Path, work: Path, step: str) -> list[Path]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from clients import vault_key
 from clients.compiled import CompiledModel
@@ -38,9 +39,10 @@ def ask() -> bytes:
     return PASSPHRASE
 
 
-def make_passphrases_quick() -> None:
+def quick_passphrases(patch: pytest.MonkeyPatch) -> None:
     """Spend next to nothing on deriving keys from passphrases, in this process."""
-    vault_key._MEMORY_KIB, vault_key._PASSES, vault_key._LANES = 64, 1, 1
+    for name, value in (("_MEMORY_KIB", 64), ("_PASSES", 1), ("_LANES", 1)):
+        patch.setattr(vault_key, name, value)
 
 
 @cache
@@ -164,6 +166,6 @@ def die_everywhere(template: Path, work: Path, step: str) -> None:
 
 
 if __name__ == "__main__":
-    make_passphrases_quick()
+    quick_passphrases(pytest.MonkeyPatch())
     toy_model(2)
     die_everywhere(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

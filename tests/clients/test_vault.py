@@ -1,0 +1,246 @@
+"""The vault: what is sealed opens where it belongs and nowhere else, and nothing lies in clear."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_device
+from toy_device import THRESHOLDS, new_device, open_device, toy_model, voice
+
+from clients.recogniser import Recogniser
+from clients.vault import User, Vault, VaultError, from_pcm, to_pcm
+from fedspk.errors import FedspkError
+
+MODEL = toy_model().model_hash
+
+
+@pytest.fixture(autouse=True)
+def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_device.quick_passphrases(monkeypatch)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Recogniser:
+    return new_device(tmp_path / "home", "anna", "bert")
+
+
+@pytest.fixture
+def vault(device: Recogniser) -> Vault:
+    return Vault.open(device._vault.home, toy_device.ask)
+
+
+def folder_of(vault: Vault, name: str) -> Path:
+    return vault.home / "users" / vault.user(name).id
+
+
+def profile_of(vault: Vault, user: User) -> Path:
+    return vault.home / "users" / user.id / f"{MODEL}.{user.revision}.profile"
+
+
+def read_all(vault: Vault) -> None:
+    vault.read_state()
+    for user in vault.users():
+        vault.recordings(user)
+        vault.profile(user, MODEL)
+
+
+def test_recordings_come_back_as_they_were_stored(vault: Vault) -> None:
+    kept = vault.recordings(vault.user("anna"))
+    assert len(kept) == 3
+    for number, audio in enumerate(kept):
+        np.testing.assert_array_equal(audio, from_pcm(to_pcm(voice(0, number))))
+        np.testing.assert_allclose(audio, voice(0, number), atol=1 / 65_536)
+
+
+def test_a_loud_sound_is_limited_not_wrapped() -> None:
+    np.testing.assert_allclose(from_pcm(to_pcm(np.array([2.0, -2.0], np.float32))), [1, -1], 1e-4)
+
+
+def test_names_that_look_the_same_are_the_same(device: Recogniser, vault: Vault) -> None:
+    device.enrol("Ren\u00e9", [voice(2, 0)])
+    assert vault.user(" Rene\u0301 ").name == "Ren\u00e9"
+    device.enrol("Rene\u0301", [voice(2, 1)])
+    assert len(vault.users()) == 3
+
+
+@pytest.mark.parametrize("name", ["", "  ", "two\nlines", "bell\a", 201 * "x"])
+def test_a_name_must_be_one(device: Recogniser, vault: Vault, name: str) -> None:
+    with pytest.raises(FedspkError, match="will not do as a user's name"):
+        device.enrol(name, [voice(2, 0)])
+    with vault.writing():
+        assert len(vault.users()) == 2
+        assert len(list((vault.home / "users").iterdir())) == 2
+
+
+def test_every_altered_byte_of_every_box_is_noticed(vault: Vault) -> None:
+    folder = folder_of(vault, "anna")
+    boxes = [vault.home / "state.box", *folder.iterdir()]
+    assert len(boxes) == 7
+    for path in boxes:
+        whole = path.read_bytes()
+        for place in (0, 11, 12, len(whole) // 2, len(whole) - 1):
+            bent = bytearray(whole)
+            bent[place] ^= 1
+            path.write_bytes(bent)
+            with pytest.raises(VaultError, match=path.name):
+                read_all(vault)
+        for cut in (b"", whole[:20], whole[:-1], whole + b"\0"):
+            path.write_bytes(cut)
+            with pytest.raises(VaultError, match=path.name):
+                read_all(vault)
+        path.write_bytes(whole)
+    read_all(vault)
+
+
+@pytest.mark.parametrize("name", ["0.audio", "card.box", "user.key", "profile"])
+def test_a_box_of_another_user_does_not_open(vault: Vault, name: str) -> None:
+    anna, bert = vault.user("anna"), vault.user("bert")
+    if name == "profile":
+        shutil.copy(profile_of(vault, bert), profile_of(vault, anna))
+    else:
+        shutil.copy(folder_of(vault, "bert") / name, folder_of(vault, "anna") / name)
+    with pytest.raises(VaultError, match="another device, user or model"):
+        read_all(vault)
+
+
+def test_even_with_the_key_a_folder_moved_to_another_user_does_not_open(vault: Vault) -> None:
+    folder_of(vault, "anna").rename(vault.home / "users" / (32 * "0"))
+    with pytest.raises(VaultError, match="another device, user or model"):
+        vault.users()
+
+
+def test_recordings_do_not_change_places(vault: Vault) -> None:
+    folder = folder_of(vault, "anna")
+    shutil.copy(folder / "1.audio", folder / "0.audio")
+    with pytest.raises(VaultError):
+        vault.recordings(vault.user("anna"))
+
+
+def test_a_profile_does_not_open_as_another_models_or_an_older_enrolments(
+    device: Recogniser, vault: Vault
+) -> None:
+    user = vault.user("anna")
+    old = profile_of(vault, user)
+    other = toy_model(2).model_hash
+    shutil.copy(old, old.with_name(f"{other}.{user.revision}.profile"))
+    with pytest.raises(VaultError):
+        vault.profile(user, other)
+    device.enrol("anna", [voice(0, 3)])
+    newer = vault.user("anna")
+    shutil.copy(old, profile_of(vault, newer))
+    with pytest.raises(VaultError):
+        vault.profile(newer, MODEL)
+
+
+def test_boxes_of_another_device_do_not_open(vault: Vault, tmp_path: Path) -> None:
+    other = new_device(tmp_path / "other", "anna")._vault
+    shutil.copytree(folder_of(vault, "anna"), other.home / "users" / vault.user("anna").id)
+    with pytest.raises(VaultError):
+        other.users()
+    shutil.copy(vault.home / "state.box", other.home / "state.box")
+    with pytest.raises(VaultError):
+        other.read_state()
+
+
+def test_the_devices_name_is_in_every_box_even_under_one_key(vault: Vault) -> None:
+    renamed = Vault.open(vault.home, toy_device.ask)
+    renamed.device = 32 * "0"
+    with pytest.raises(VaultError):
+        renamed.read_state()
+    with pytest.raises(VaultError):
+        renamed.users()
+
+
+def test_what_is_forgotten_is_gone_and_the_others_are_not(vault: Vault) -> None:
+    folder = folder_of(vault, "anna")
+    with vault.writing():
+        vault.forget(vault.user("anna"))
+    assert not folder.exists()
+    assert [user.name for user in vault.users()] == ["bert"]
+    read_all(vault)
+    with pytest.raises(FedspkError, match="not enrolled"):
+        vault.user("anna")
+
+
+def test_a_backup_of_the_boxes_is_worthless_without_the_data_key(
+    vault: Vault, tmp_path: Path
+) -> None:
+    folder = folder_of(vault, "anna")
+    backup = tmp_path / "backup"
+    shutil.copytree(folder, backup, ignore=shutil.ignore_patterns("user.key"))
+    with vault.writing():
+        vault.forget(vault.user("anna"))
+    bert_key = (folder_of(vault, "bert") / "user.key").read_bytes()
+    shutil.copytree(backup, folder)
+    (folder / "user.key").write_bytes(bert_key)
+    with pytest.raises(VaultError):
+        vault.users()
+
+
+def test_files_are_the_owners_alone(vault: Vault) -> None:
+    assert vault.home.stat().st_mode & 0o777 == 0o700
+    for path in vault.home.rglob("*"):
+        assert path.is_dir() or path.stat().st_mode & 0o777 == 0o600, path
+
+
+def test_nothing_in_clear_is_on_the_disk(vault: Vault) -> None:
+    user = vault.user("anna")
+    vector = vault.profile(user, MODEL).profile.vector
+    audio = voice(0, 0)
+    secrets = {
+        "name": b"anna",
+        "data key": user.key,
+        "vault key": vault._key,
+        "passphrase": toy_device.PASSPHRASE,
+        "profile": vector[:4].tobytes(),
+        "profile, double": vector[:4].astype(np.float64).tobytes(),
+        "audio": to_pcm(audio)[8000:8032],
+        "audio, float": audio[4000:4008].tobytes(),
+    }
+    for path in vault.home.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        for what, secret in secrets.items():
+            assert secret not in content, f"{what} in {path}"
+            assert secret.hex().encode() not in content, f"{what} in {path}"
+        assert "anna" not in path.name
+
+
+def test_no_secret_is_in_what_python_prints(vault: Vault) -> None:
+    user = vault.user("anna")
+    printed = repr(user) + repr(vault) + repr(vault.profile(user, MODEL))
+    for secret in (user.key, vault._key):
+        assert secret.hex() not in printed
+        assert repr(secret) not in printed
+
+
+def test_a_home_holds_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a letter")
+    tmp_path.chmod(0o700)
+    with pytest.raises(FedspkError, match="choose an empty folder"):
+        new_device(tmp_path)
+    new_device(tmp_path / "home")
+    with pytest.raises(FedspkError, match="device's folder already"):
+        new_device(tmp_path / "home")
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(FedspkError, match="other users"):
+        new_device(tmp_path / "open")
+
+
+def test_two_writers_take_turns(device: Recogniser, vault: Vault) -> None:
+    import threading
+
+    names = [f"user {number}" for number in range(4)]
+    threads = [
+        threading.Thread(target=open_device(vault.home).enrol, args=(name, [voice(2, 0)]))
+        for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {user.name for user in vault.users()} == {"anna", "bert", *names}
+    for name in names:
+        assert open_device(vault.home).verify(name, voice(2, 5), THRESHOLDS[1]).accepted
