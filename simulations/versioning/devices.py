@@ -31,7 +31,7 @@ def simulate_devices(config: VersioningConfig, strategy: Strategy, run: int) -> 
     renewal_s = config.enrolment.audio_s * factor
     begin, done = _renewals(config, draw_phases(config, run), renewal_s)
 
-    end = np.empty(len(load.sent_s))
+    began, end = np.empty(len(load.sent_s)), np.empty(len(load.sent_s))
     renewals = np.zeros(len(load.sent_s), np.int64)
     free = np.zeros(config.users)
     seen = np.zeros(config.users, np.int64)
@@ -46,11 +46,15 @@ def simulate_devices(config: VersioningConfig, strategy: Strategy, run: int) -> 
                 foreground += 1
             renewals[i] += 1
             seen[user] += 1
+        began[i] = start
         free[user] = end[i] = start + audio_s * factor
     within = begin < config.duration_s
     # Renewals that no later request of the user could carry belong to nobody's request.
     unseen = int(within.sum()) - int(renewals.sum())
     audio_s = load.audio_s + config.enrolment.audio_s * (renewals + unseen / len(end))
+    profile = (done[load.user] <= began[:, None]).sum(axis=1)
+    installed = done if strategy.keeps_model else begin
+    model = (installed[load.user] <= began[:, None]).sum(axis=1)
     down = np.minimum(done, config.duration_s) - np.minimum(begin, config.duration_s)
     last = float(done[:, -1].max()) if done.size else math.inf
     return RunResult(
@@ -61,7 +65,7 @@ def simulate_devices(config: VersioningConfig, strategy: Strategy, run: int) -> 
         flops=audio_s * (config.worker.gflops_per_second * 1e9),
         backward_bounces=0,
         forward_bounces=0,
-        cross_version_scorings=0,
+        cross_version_scorings=int((model != profile).sum()),
         reenrolments_foreground=foreground,
         reenrolments_background=int(within.sum()) - foreground,
         downtime_s=0.0 if strategy.keeps_model else float(down[within].sum()) / config.users,

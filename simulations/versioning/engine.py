@@ -108,9 +108,10 @@ def simulate_service(config: VersioningConfig, strategy: Strategy, run: int) -> 
     )
     filled = dict(zip(room, arguments[-len(room) :], strict=True))
     as_sent = np.argsort(order)
-    for name in ("arrived", "start", "end", "served_by", "renewals"):
+    for name in ("arrived", "start", "end", "served_by", "scored", "renewals"):
         filled[name] = filled[name][as_sent]
-    return _result(config, load, paths, stops, filled, consistent)
+    cross = _cross_version_scorings(strategy, schedule, stops, filled)
+    return _result(config, load, paths, stops, filled, cross, consistent)
 
 
 def _paths(config: VersioningConfig, strategy: Strategy, load: Workload) -> _Paths:
@@ -176,6 +177,7 @@ def _room(
         "start": np.zeros(requests),
         "end": np.zeros(requests),
         "served_by": np.zeros(requests, np.int64),
+        "scored": np.zeros(requests, np.int64),
         "renewals": np.zeros(requests, np.int64),
         "background_s": np.zeros(workers * BINS),
         "pending": np.zeros(users, np.int64),
@@ -184,12 +186,36 @@ def _room(
     }
 
 
+def _cross_version_scorings(
+    strategy: Strategy, schedule: Schedule, stops: Stops, filled: dict[str, Any]
+) -> int:
+    """Count the answers whose profile is of no version that their worker ran as it served them.
+
+    The versions that ran follow from the drawn updates and from nothing that `kernel.serve`
+    decided, so a mistake there shows here.
+    """
+    done = filled["end"] >= 0
+    start, worker = filled["start"][done], filled["served_by"][done]
+    running = np.full(len(start), OLD)
+    if strategy.offline:
+        for until, version in zip(stops.end, stops.version, strict=True):
+            running[until <= start] = version
+    else:
+        for at, to in zip(schedule.at.T, schedule.to.T, strict=True):
+            running = np.where(at[worker] <= start, to[worker], running)
+    # The newest version of a set v is its highest bit: 2**v <= set < 2**(v + 1).
+    profile = np.frexp(filled["scored"][done])[1] - 1
+    age = running - profile
+    return int(((age < 0) | (age >= strategy.versions_served)).sum())
+
+
 def _result(
     config: VersioningConfig,
     load: Workload,
     paths: _Paths,
     stops: Stops,
     filled: dict[str, Any],
+    cross: int,
     consistent: float,
 ) -> RunResult:
     end_s, workers, count = config.duration_s, config.workers, filled["count"]
@@ -215,7 +241,7 @@ def _result(
         flops=audio_s * (config.worker.gflops_per_second * 1e9),
         backward_bounces=int(count[kernel.BACKWARD]),
         forward_bounces=int(count[kernel.FORWARD]),
-        cross_version_scorings=int(count[kernel.CROSS]),
+        cross_version_scorings=cross,
         reenrolments_foreground=int(count[kernel.FOREGROUND]),
         reenrolments_background=background,
         downtime_s=float(stopped.sum()),
@@ -249,7 +275,7 @@ def spread(user: Ints, places: int) -> Ints:
 
 
 def _since(consistent: float, config: VersioningConfig) -> float | None:
-    """Return seconds since the rollout began; None where not all profiles were of one version."""
-    if consistent < 0 or config.rollout.start_s >= config.duration_s:
+    """Return seconds since the rollout began; None where the run ended before it came."""
+    if not 0 <= consistent < config.duration_s or config.rollout.start_s >= config.duration_s:
         return None
     return max(consistent - config.rollout.start_s, 0.0)

@@ -20,8 +20,8 @@ _WRITE, _RENEW, _AGAIN, _UPLOADED, _HANDSHAKE = range(5)
 _GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, fill the unit interval evenly
 
 # Places in the counts that `serve` returns.
-BACKWARD, FORWARD, FOREGROUND, BACKGROUND, FAILED, CROSS = range(6)
-COUNTS = 6
+BACKWARD, FORWARD, FOREGROUND, BACKGROUND, FAILED = range(5)
+COUNTS = 5
 
 
 def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request would cost as much again)
@@ -68,6 +68,7 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
     start: Any,
     end: Any,
     served_by: Any,
+    scored: Any,
     renewals: Any,
     background_s: Any,
     pending: Any,
@@ -94,8 +95,9 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
         profile, phase (users,): profiles; first handshake.
         The rest is room for what is found: free (workers * servers,), attempts (requests,), table
         and candidates (workers,): the polled versions, and the workers by these; arrived, start,
-        end, served_by, renewals (requests,): at the worker, in service, done or -1 where failed,
-        by whom, and re-enrolments that it set off; background_s (workers * bins,): time spent on
+        end, served_by, scored, renewals (requests,): at the worker, in service, done or -1 where
+        failed, by whom, the set of profiles that may be scored, of which the newest is, and
+        re-enrolments that it set off; background_s (workers * bins,): time spent on
         re-enrolments in the background; pending (users,): versions being renewed; crashed
         (workers,): crashes seen; count: as the constants of this module say.
     """
@@ -208,10 +210,6 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
 
         # A request: sent for the first time, again, or with the enrolment audio of its user.
         u = user[i]
-        if stop_from[stop] <= t:
-            end[i] = -1.0
-            count[FAILED] += 1
-            continue
         has = profile[u]
         if synchronised and kind == _AGAIN:
             while polled_at[polled] <= t:
@@ -244,6 +242,10 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
                     server = k
             if free[server] > begin:  # noqa: PLR1730
                 begin = free[server]
+        if stop_from[stop] <= begin:  # what still waits is lost when the service stops
+            end[i] = -1.0
+            count[FAILED] += 1
+            continue
         version = 1
         if stop:
             version = stop_version[stop - 1]
@@ -288,12 +290,11 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
         done = begin + duration
         if concurrency > 0:
             free[server] = done
-        if not (serves & (have_now if renews else has)):
-            count[CROSS] += 1
         arrived[i] = arrival
         start[i] = begin
         end[i] = done
         served_by[i] = w
+        scored[i] = have_now if renews else has & serves
         if renews:
             count[FOREGROUND] += 1
             renewals[i] += 1

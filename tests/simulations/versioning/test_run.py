@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from fedspk.errors import FedspkError
+from simulations.versioning import devices, engine, kernel
 from simulations.versioning.compiled import Loop, is_compiled
 from simulations.versioning.config import (
     Arrivals,
@@ -24,6 +28,7 @@ from simulations.versioning.config import (
     VersioningConfig,
     Worker,
 )
+from simulations.versioning.rollout import draw_schedule
 from simulations.versioning.run import RunResult, simulate, strategy_names
 from simulations.versioning.strategies import STRATEGIES
 
@@ -87,6 +92,97 @@ def test_no_request_is_scored_across_versions_and_every_one_is_accounted_for(str
     if STRATEGIES[strategy].engine == "server":
         assert result.worker_requests.sum() + result.failed == result.requests
     assert (result.latency_s[~np.isnan(result.latency_s)] > 0).all()
+
+
+# Requests wait in queues while their workers are updated twice and rolled back.
+_CONGESTED = _WAYWARD.model_copy(
+    update={
+        "interval": 0.13,
+        "rollout": Rollout(mean_s=200, second_after_s=200, rollback_after_s=600),
+        "faults": Faults(),
+    }
+)
+
+
+def _mutant(right: str, wrong: str) -> Loop:
+    """Return the event loop with `wrong` in the place of `right`."""
+    source = inspect.getsource(kernel.serve)
+    assert source.count(right) == 1
+    names = dict(vars(kernel))
+    exec(source.replace(right, wrong), names)
+    return Loop(names["serve"])
+
+
+def _in_python(loop: Loop) -> Callable[..., Any]:
+    return lambda *arguments: loop(*arguments, compiled=False)
+
+
+def test_the_profile_of_each_request_is_of_the_version_drawn_for_its_worker(monkeypatch):
+    seen: dict[str, Any] = {}
+    result = engine._result
+    monkeypatch.setattr(
+        engine,
+        "_result",
+        lambda config, load, paths, stops, filled, *rest: (
+            seen.update(filled) or result(config, load, paths, stops, filled, *rest)
+        ),
+    )
+    simulate(_CONGESTED, "SSO", 0)
+    schedule = draw_schedule(_CONGESTED, 0)
+    changed_in_queue = 0
+    for arrived, start, worker, scored in zip(
+        seen["arrived"], seen["start"], seen["served_by"], seen["scored"], strict=True
+    ):
+        changes = sorted(zip(schedule.at[worker], schedule.to[worker], strict=True))
+        running = [1] + [int(to) for at, to in changes if at <= start]
+        assert scored == 1 << running[-1]
+        changed_in_queue += len(running) > 1 + sum(at <= arrived for at, _ in changes)
+    assert changed_in_queue > 20
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("if change_at[k] <= begin:", "if change_at[k] <= t:"),  # the version at dispatch
+        ("renews = not has & serves", "renews = False"),
+        ("renews = not has & serves", "renews = not has & (serves | serves >> 1)"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["SSO", "SSO-hash", "hybrid-single"])
+def test_a_mistake_about_versions_shows_as_cross_version_scorings(
+    strategy, right, wrong, monkeypatch
+):
+    monkeypatch.setattr(engine, "_serve", _in_python(_mutant(right, wrong)))
+    assert simulate(_CONGESTED, strategy, 0).cross_version_scorings > 0
+
+
+def test_a_device_that_does_not_wait_for_its_profile_shows(monkeypatch):
+    strategy = STRATEGIES["device"]
+    config = _CONGESTED.model_copy(update={"hours": 1.0})
+    assert devices.simulate_devices(config, strategy, 0).cross_version_scorings == 0
+    source = inspect.getsource(devices.simulate_devices)
+    right = "start = done[user, seen[user]]"
+    names = dict(vars(devices))
+    assert source.count(right) == 1
+    exec(source.replace(right, "pass"), names)
+    assert names["simulate_devices"](config, strategy, 0).cross_version_scorings > 0
+
+
+def test_a_service_that_stops_loses_what_waits():
+    # Requests queue for longer than the stop lasts: none may meet the workers' next version.
+    config = VersioningConfig(
+        workers=1,
+        groups=1,
+        interval=0.4,
+        hours=0.1,
+        arrivals=_REGULAR,
+        rollout=Rollout(start_s=300, offline_update_s=10),
+    )
+    result = simulate(config, "offline", 0)
+    assert result.cross_version_scorings == 0
+    lost = result.sent_s[np.isnan(result.latency_s)]
+    assert lost.min() == pytest.approx(240, abs=1)  # one in 0.4 s, half a second of computing each
+    assert lost.max() < 300 + result.downtime_s
 
 
 @pytest.mark.parametrize("strategy", ["SSO-hash", "SSO-mul", "SD", "SD-group", "hybrid-double"])
@@ -178,8 +274,6 @@ def test_offline_stops_the_service_and_renews_everybody():
 
 
 def test_groups_are_updated_one_after_another():
-    from simulations.versioning.rollout import draw_schedule
-
     config = VersioningConfig(workers=7, groups=3)
     plain = draw_schedule(config, 0).at[:, 0]
     grouped = draw_schedule(config, 0, groups=3).at[:, 0]
@@ -196,8 +290,6 @@ def test_groups_are_updated_one_after_another():
     ],
 )
 def test_rollouts_update_the_workers_in_their_ways(rollout, expected):
-    from simulations.versioning.rollout import draw_schedule
-
     config = VersioningConfig(workers=4, rollout=rollout)
     assert sorted(draw_schedule(config, 0).at[:, 0]) == expected
 
