@@ -182,6 +182,8 @@ def _room(
         "background_s": np.zeros(workers * BINS),
         "pending": np.zeros(users, np.int64),
         "crashed": np.zeros(workers, np.int64),
+        "head": np.full(workers, -1),
+        "tail": np.full(workers, -1),
         "count": np.zeros(kernel.COUNTS, np.int64),
     }
 

@@ -16,7 +16,7 @@ import math
 from typing import Any
 
 # Kinds of events on the heap, in the order in which they happen at one time.
-_WRITE, _RENEW, _AGAIN, _UPLOADED, _HANDSHAKE = range(5)
+_WRITE, _WAKE, _RENEW, _AGAIN, _UPLOADED, _HANDSHAKE = range(6)
 _GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, fill the unit interval evenly
 
 # Places in the counts that `serve` returns.
@@ -73,6 +73,8 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
     background_s: Any,
     pending: Any,
     crashed: Any,
+    head: Any,
+    tail: Any,
     count: Any,
 ) -> float:
     """Serve all requests; return when all profiles became of the newest version, or -1.
@@ -94,12 +96,13 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
         end_s, bin_s: end of the run, and length of the parts that `background_s` counts in.
         profile, phase (users,): profiles; first handshake.
         The rest is room for what is found: free (workers * servers,), attempts (requests,), table
-        and candidates (workers,): the polled versions, and the workers by these; arrived, start,
-        end, served_by, scored, renewals (requests,): at the worker, in service, done or -1 where
-        failed, by whom, the set of profiles that may be scored, of which the newest is, and
-        re-enrolments that it set off; background_s (workers * bins,): time spent on
+        and candidates (workers,): the polled versions, and the workers by these, or those that
+        have the newest version; arrived, start, end, served_by, scored, renewals (requests,): at
+        the worker, in service, done or -1 where failed, by whom, the set of profiles that may be
+        scored, of which the newest is, and re-enrolments that it set off; background_s (workers * bins,): time spent on
         re-enrolments in the background; pending (users,): versions being renewed; crashed
-        (workers,): crashes seen; count: as the constants of this module say.
+        (workers,): crashes seen; head, tail (workers,): ends of the line of waiting renewals,
+        -1 where there is none; count: as the constants of this module say.
     """
     requests, users = len(ready), len(profile)
     servers = max(concurrency, 1)
@@ -116,6 +119,8 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
     if handshake_s > 0.0:
         for u in range(users):
             heapq.heappush(heap, (phase[u], _HANDSHAKE, u, 0, 0))
+    waiting = [(0, 0, 0)]  # renewals in line: (request or -1 - user, version, who is behind or -1)
+    next_change, leading, leaders = 0.0, 0, 0
     next_event = heap[0][0]
     next_request = polled = stop = 0
     in_order = True
@@ -158,12 +163,23 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
         if kind == _HANDSHAKE:
             if t + handshake_s < end_s:
                 heapq.heappush(heap, (t + handshake_s, _HANDSHAKE, i, 0, v + 1))
+            if t >= next_change:  # who has the newest version is another question now
+                leading, leaders, next_change = 0, 0, math.inf
+                for other in range(workers):
+                    version = 1
+                    for k in range(other * changes, other * changes + changes):
+                        if change_at[k] <= t:
+                            version = change_to[k]
+                        elif change_at[k] < next_change:
+                            next_change = change_at[k]
+                    if version > leading:
+                        leading, leaders = version, 0
+                    if version == leading:
+                        candidates[leaders] = other
+                        leaders += 1
             turn = phase[i] / handshake_s + _GOLDEN * v
-            w = int((turn - math.floor(turn)) * workers)
-            version = 1
-            for k in range(w * changes, w * changes + changes):
-                if change_at[k] <= t:
-                    version = change_to[k]
+            w = candidates[int((turn - math.floor(turn)) * leaders)]
+            version = leading
             if not (profile[i] | pending[i]) & (1 << version):
                 pending[i] |= 1 << version
                 # A handshake has no request; -1 - user stands for it.
@@ -172,28 +188,43 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
             continue
 
         if kind == _RENEW:
-            u = user[i] if i >= 0 else -1 - i
-            begin = t
-            server = w * servers
-            if concurrency > 0:
-                for k in range(w * servers + 1, w * servers + servers):
-                    if free[k] < free[server]:
-                        server = k
-                begin = max(t, free[server])  # requests go first
-            down = w * crashes
-            while crash_until[down] <= begin:
-                down += 1
-            if crash_from[down] < begin + compute_s:
-                begin = max(begin, crash_until[down])
+            waiting.append((i, v, -1))
+            node = len(waiting) - 1
+            if head[w] >= 0:  # the first in the line looks after those behind it
+                before_i, before_v, _ = waiting[tail[w]]
+                waiting[tail[w]] = (before_i, before_v, node)
+                tail[w] = node
+                next_event = heap[0][0]
+                continue
+            head[w] = tail[w] = node
+
+        if kind in (_RENEW, _WAKE):
             version = 1
             for k in range(w * changes, w * changes + changes):
                 if change_at[k] <= t:
                     version = change_to[k]
-            if begin > t:
-                heapq.heappush(heap, (begin, _RENEW, i, w, v))
-            elif (version != v and not (double and version == v + 1)) or profile[u] & (1 << v):
-                pending[u] &= ~(1 << v)  # the model is gone, or a profile is already there
-            else:
+            while head[w] >= 0:
+                i, v, behind = waiting[head[w]]
+                u = user[i] if i >= 0 else -1 - i
+                begin = t
+                server = w * servers
+                if concurrency > 0:
+                    for k in range(w * servers + 1, w * servers + servers):
+                        if free[k] < free[server]:
+                            server = k
+                    begin = max(t, free[server])  # requests go first
+                down = w * crashes
+                while crash_until[down] <= begin:
+                    down += 1
+                if crash_from[down] < begin + compute_s:
+                    begin = max(begin, crash_until[down])
+                if begin > t:
+                    heapq.heappush(heap, (begin, _WAKE, 0, w, 0))
+                    break
+                head[w] = behind
+                if (version != v and not (double and version == v + 1)) or profile[u] & (1 << v):
+                    pending[u] &= ~(1 << v)  # the model is gone, or a profile is already there
+                    continue
                 if concurrency > 0:
                     free[server] = t + compute_s
                 count[BACKGROUND] += 1

@@ -30,7 +30,8 @@ class Strategy:
     offline: the service stops, updates all workers and renews all profiles.
     profiles: where they are kept; a device sends its own along with each request, and uploads its
         enrolment audio when it must be renewed.
-    handshake: devices ask for a worker's version at intervals and renew in the background.
+    handshake: devices ask for the newest version of all workers at intervals and renew in the
+        background at a worker that has it.
     engine: where models run. On a device, `keeps_model` keeps the old one in use until the
         profile is renewed.
     """

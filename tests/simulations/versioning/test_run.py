@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import inspect
 import math
 from collections.abc import Callable
@@ -253,11 +254,60 @@ def test_background_re_enrolments_wait_for_requests():
     result = simulate(config, "SD", 0)
     never = config.model_copy(update={"rollout": Rollout(start_s=1e9)})
     assert result.reenrolments_background == 1
-    assert result.consistent_after_s > 100
-    before = result.sent_s + result.latency_s < result.consistent_after_s
-    np.testing.assert_array_equal(
-        result.latency_s[before], simulate(never, "SD", 0).latency_s[before]
+    assert (result.sent_s + result.latency_s).max() > config.duration_s
+    assert result.consistent_after_s is None  # the renewal comes after all that, after the end
+    np.testing.assert_array_equal(result.latency_s, simulate(never, "SD", 0).latency_s)
+
+
+def test_a_renewal_whose_model_is_gone_is_dropped():
+    config = VersioningConfig(
+        workers=1,
+        groups=1,
+        hours=0.05,
+        interval=0.45,
+        arrivals=_REGULAR,
+        rollout=Rollout(kind="blue-green", rollback_after_s=50),
     )
+    result = simulate(config, "SD", 0)  # nothing is renewed before the last request is done
+    assert (result.reenrolments_foreground, result.reenrolments_background) == (0, 0)
+    assert result.consistent_after_s == 0
+
+
+def test_a_line_of_renewals_costs_an_event_for_each_end_of_service(monkeypatch):
+    # A full worker and hundreds of renewals that wait behind its requests.
+    config = VersioningConfig(
+        workers=1,
+        groups=1,
+        users=600,
+        user_rates=_EVERYBODY,
+        interval=0.5,
+        hours=0.25,
+        rollout=Rollout(kind="blue-green"),
+    )
+    events = 0
+
+    class Counted:
+        heappush = staticmethod(heapq.heappush)
+
+        @staticmethod
+        def heappop(heap: list[Any]) -> Any:
+            nonlocal events
+            events += 1
+            return heapq.heappop(heap)
+
+    expected = simulate(config, "SD", 0)
+    monkeypatch.setattr(kernel, "heapq", Counted)
+    monkeypatch.setattr(engine, "_serve", _in_python(Loop(kernel.serve)))
+    result = simulate(config, "SD", 0)
+    _same(result, expected)
+    renewed = result.reenrolments_background
+    assert renewed > 400
+    assert events < result.requests + 3 * renewed  # for each renewal: to ask, to begin, to write
+
+
+def test_consistency_that_comes_after_the_end_is_none():
+    config = VersioningConfig(hours=0.05, rollout=Rollout(start_s=170, offline_update_s=60))
+    assert simulate(config, "offline", 0).consistent_after_s is None
 
 
 def test_offline_stops_the_service_and_renews_everybody():
@@ -325,6 +375,23 @@ def test_requests_lost_to_crashes_are_sent_again():
     assert np.nanmax(again.latency_s) > 1 + 0.758
 
 
+def test_a_lost_request_is_sent_again_after_the_timeout():
+    at_once, later = (
+        simulate(
+            VersioningConfig(
+                interval=20.0,
+                faults=Faults(crashes_per_hour=60, repair_s=10, timeout_s=timeout, retries=9),
+            ),
+            "SSO-hash",
+            0,
+        ).latency_s
+        for timeout in (0.0, 7.0)
+    )
+    waited = (later - at_once)[later > at_once + 1]
+    assert len(waited) > 20
+    assert np.median(waited) == pytest.approx(7.0)
+
+
 def test_a_handshake_renews_before_anybody_speaks():
     config = VersioningConfig(
         interval=3000.0, arrivals=_REGULAR, rollout=Rollout(kind="blue-green", start_s=10)
@@ -336,6 +403,35 @@ def test_a_handshake_renews_before_anybody_speaks():
     assert (shaken.reenrolments_foreground, shaken.reenrolments_background) == (0, 1)
     assert shaken.consistent_after_s < 610
     assert shaken.latency_s.max() < plain.latency_s.max() - 1
+
+
+def test_handshakes_never_take_a_profile_back():
+    # A quarter of the workers has the new model for good, and next to nobody speaks.
+    config = VersioningConfig(
+        workers=8,
+        users=40,
+        interval=1e6,
+        arrivals=_REGULAR,
+        rollout=Rollout(kind="canary", canary_share=0.25, canary_hold_s=1e6),
+    )
+    for strategy in ("hybrid-single-handshake", "hybrid-double-handshake"):
+        result = simulate(config, strategy, 0)
+        assert result.reenrolments_background + result.reenrolments_foreground == 40
+        assert result.consistent_after_s < 610
+
+
+def test_bounces_are_fewer_with_handshakes():
+    config = VersioningConfig(
+        users=50, user_rates=_EVERYBODY, rollout=Rollout(kind="rolling", start_s=900, step_s=10)
+    )
+    bounces = [
+        sum(
+            result.backward_bounces + result.forward_bounces
+            for result in (simulate(config, name, run) for run in range(10))
+        )
+        for name in ("hybrid-single", "hybrid-single-handshake")
+    ]
+    assert bounces[1] < 0.7 * bounces[0]
 
 
 def test_a_device_that_keeps_its_model_never_waits():
