@@ -41,7 +41,7 @@ def versim(
         float | None, typer.Option(help="Seconds between polls of SSO-sync (default: 600).")
     ] = None,
     sweep: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(metavar="KEY=V1,V2,...", help="Simulate each value of a field as well."),
     ] = None,
     jobs: Annotated[
@@ -50,9 +50,12 @@ def versim(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Simulate strategies of rolling out a new model version, and recommend one."""
+    from fedspk.errors import FedspkError
     from simulations.versioning.experiment import run_experiment
     from simulations.versioning.report import summary_table
 
+    if sweep and len(sweep) > 1:
+        raise FedspkError(f"--sweep is given {len(sweep)} times; give it once, for one field.")
     flags: dict[str, Any] = {
         "strategies": None if strategies is None else _listed(strategies),
         "model": model,
@@ -65,7 +68,7 @@ def versim(
         "sync_interval": sync_interval,
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    results = run_experiment(config, given, sweep, out, jobs=jobs)
+    results = run_experiment(config, given, sweep[0] if sweep else None, out, jobs=jobs)
     if as_json:
         typer.echo(json.dumps(results, indent=2, allow_nan=False))
         return

@@ -19,8 +19,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 DEFAULT_STRATEGIES = ("SSO", "SSO-sync", "SSO-hash", "SSO-mul", "SD")
 
 
+MOST_REQUESTS = 20_000_000  # of one run: more would not fit into the memory of most machines
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("true and false are no values here; give a number or a word")
+        return value
 
 
 class Arrivals(_Settings):
@@ -93,13 +103,14 @@ class Worker(_Settings):
     """One cloud worker.
 
     real_time_factor: seconds of computing for a second of audio.
-    concurrency: requests served at a time, the others queue first come, first served; None
-        (`"infinite"` in a file): as many as come.
+    concurrency: requests served at a time, the others queue first come, first served, in the
+        order in which the frontend sent them to the worker; None (`"infinite"` in a file): as many
+        as come.
     gflops_per_second: computing for a second of audio, 1e9 floating-point operations.
     """
 
     real_time_factor: Positive = 0.1
-    concurrency: Annotated[int, Field(ge=1)] | None = 1
+    concurrency: Annotated[int, Field(ge=1, le=1000)] | None = 1
     gflops_per_second: Positive = 0.42
 
     @field_validator("concurrency", mode="before")
@@ -151,7 +162,8 @@ class Faults(_Settings):
     """Workers that crash: what they hold is lost, and they take nothing until repaired.
 
     crashes_per_hour: of each worker. A request that is lost is sent again, `timeout_s` later and
-    to a worker drawn anew, at most `retries` times; then it has failed.
+    to another worker drawn anew, at most `retries` times; then it has failed. That holds for every
+    strategy: with one worker for each user the request leaves the user's, and may bounce.
     """
 
     crashes_per_hour: NotNegative = 0.0
@@ -207,8 +219,8 @@ class VersioningConfig(_Settings):
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
     runs: Annotated[int, Field(ge=1)] = 100
     seed: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=1)] = 10
-    users: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1, le=10_000)] = 10
+    users: Annotated[int, Field(ge=1, le=10_000_000)] = 1
     interval: Positive = 10.0
     hours: Positive = 3.0
     sync_interval: Positive = 600.0
@@ -249,4 +261,10 @@ class VersioningConfig(_Settings):
             raise ValueError('arrivals.kind = "trace" and a file arrivals.trace go together')
         if not math.isfinite(self.duration_s):
             raise ValueError("hours are too many; give fewer")
+        if self.arrivals.kind != "trace" and self.duration_s / self.interval > MOST_REQUESTS:
+            raise ValueError(
+                f"an interval of {self.interval:g} s over {self.hours:g} hours is "
+                f"{self.duration_s / self.interval:.2g} requests a run, of at most "
+                f"{MOST_REQUESTS:.0e}; give a longer interval or fewer hours"
+            )
         return self

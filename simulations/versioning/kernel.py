@@ -99,10 +99,10 @@ def serve(  # noqa: PLR0912, PLR0915 (one function: a call for each request woul
         and candidates (workers,): the polled versions, and the workers by these, or those that
         have the newest version; arrived, start, end, served_by, scored, renewals (requests,): at
         the worker, in service, done or -1 where failed, by whom, the set of profiles that may be
-        scored, of which the newest is, and re-enrolments that it set off; background_s (workers * bins,): time spent on
-        re-enrolments in the background; pending (users,): versions being renewed; crashed
-        (workers,): crashes seen; head, tail (workers,): ends of the line of waiting renewals,
-        -1 where there is none; count: as the constants of this module say.
+        scored, of which the newest is, and re-enrolments that it set off; background_s (workers *
+        bins,): time spent on re-enrolments in the background; pending (users,): versions being
+        renewed; crashed (workers,): crashes seen; head, tail (workers,): ends of the line of
+        waiting renewals, -1 where there is none; count: as the constants of this module say.
     """
     requests, users = len(ready), len(profile)
     servers = max(concurrency, 1)

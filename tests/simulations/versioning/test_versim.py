@@ -89,8 +89,14 @@ def test_nonsense_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "--sweep" in fails(capsys, "--sweep", "workers", *out)
     assert "wokers is unknown" in fails(capsys, "--sweep", "wokers=1,2", *out)
     assert "groups" in fails(capsys, "--sweep", "groups=1,99", *out)
+    assert "give it once" in fails(capsys, "--sweep", "users=1,2", "--sweep", "workers=1,2", *out)
+    assert "true and false" in fails(capsys, "--sweep", "workers=true,2", *out)
     assert "absent" in fails(capsys, "--config", str(tmp_path / "absent.toml"), *out)
     assert "--out" in fails(capsys)
+    assert "give a longer interval" in fails(capsys, "--interval", "1e-9", *out)
+    assert "users: Input should be less" in fails(capsys, "--sweep", "users=1e14", *out)
+    assert "users: Input should be less" in fails(capsys, "--users", "100000000000000", *out)
+    assert "workers: Input should be less" in fails(capsys, "--workers", "100000000000000", *out)
     assert not (tmp_path / "out").exists()
 
 
