@@ -68,9 +68,9 @@ def test_flower_apps_import_nothing_heavy_at_module_level(module):
     assert names <= standard | flower | {f"fedspk.{name}" for name in light}
 
 
-@pytest.mark.parametrize("module", ["clients.device_cli", "clients.recogniser"])
-def test_a_device_answers_without_pytorch_scipy_or_pydantic(module):
+@pytest.mark.parametrize("use", ["clients.recogniser", "fedspk.cli; fedspk.cli.build_app()"])
+def test_a_device_answers_without_pytorch_scipy_or_pydantic(use):
     heavy = "torch", "scipy", "pydantic", "flwr", "librosa"
-    code = f"import sys, {module}; print(*set({heavy!r}) & set(sys.modules))"
+    code = f"import sys, {use}; print(*set({heavy!r}) & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, check=True)
     assert not found.stdout.split()
