@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from fedspk.errors import FedspkError
 from simulations.versioning.config import Compat, UserRates, VersioningConfig
@@ -78,6 +79,32 @@ def test_bounces_of_sso_are_those_of_the_formula(workers, share):
     error = found.std(ddof=1) / math.sqrt(len(found))
     assert formula == pytest.approx(share, abs=0.0006)  # the share counts 10 s between requests
     assert abs(found.mean() - share) < 3.5 * error
+
+
+def _expected_maximum(mean: float, deviation: float, count: int) -> float:
+    """Return the mean of the largest of `count` independent Gaussian numbers."""
+    z = np.linspace(-8.0, 8.0, 4001)
+    return float(mean + deviation * (8.0 - np.trapezoid(ndtr(z) ** count, z)))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "maximum"),
+    [("SSO", 1.728), ("SSO-hash", 1.488), ("SSO-mul", 1.503), ("SD", 1.189)],
+)
+def test_maximal_latencies_are_those_of_extreme_values(strategy, maximum):
+    results = [simulate(_CONFIG, strategy, run) for run in range(120)]
+    legs, inference = 2 * 0.0244**2, 0.05**2
+    plain = _expected_maximum(0.9909, math.sqrt(legs + inference), 1080)
+    expected, found = [], []
+    for result in results:
+        renewed = result.reenrolments_foreground
+        slow = _expected_maximum(1.5033, math.sqrt(legs + 2 * inference), renewed)
+        expected.append(slow if renewed else plain)
+        found.append(result.latency_s.max())
+    error = np.std(np.subtract(found, expected), ddof=1) / math.sqrt(len(results))
+    assert abs(np.mean(found) - np.mean(expected)) < 3.5 * error
+    spread = np.std(expected, ddof=1) / math.sqrt(len(results))
+    assert abs(np.mean(expected) - maximum) < 3.5 * spread + 0.001
 
 
 def test_without_noise_a_request_takes_the_sum_of_its_steps():

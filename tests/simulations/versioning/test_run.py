@@ -67,11 +67,63 @@ def test_a_request_takes_upload_reading_computing_and_reply():
     assert latency == pytest.approx(np.full(len(latency), 0.758), abs=5e-4)
 
 
-@pytest.mark.parametrize(("interval", "share"), [(600.0, 0.418), (3600.0, 5.95)])
-def test_polls_leave_the_bounces_between_two_of_them(interval, share):
+@pytest.mark.parametrize(
+    ("interval", "share", "with_empty_list_bug", "runs"),
+    [(600.0, 0.418, 0.349, 800), (3600.0, 5.95, 4.066, 150)],
+)
+def test_polls_leave_the_bounces_between_two_of_them(interval, share, with_empty_list_bug, runs):
     config = VersioningConfig(arrivals=_REGULAR, sync_interval=interval)
-    mean, error = _mean(config, "SSO-sync", 150)
-    assert abs(mean - share) < 3.5 * error
+    mean, error = _mean(config, "SSO-sync", runs)
+    assert abs(mean - share) < 3.5 * error < abs(mean - with_empty_list_bug)
+
+
+# SpeakerVerSim's bounces in %, mean latency in s, Gflops a request and re-enrolments, over 400
+# runs. SSO-sync has 0.418 % without its bug, and the rest follows from its re-enrolments.
+_PUBLISHED = {
+    "SSO": (13.218, 1.1268, 2.6570, 286.5),
+    "SSO-sync": (0.418, None, None, None),
+    "SSO-hash": (0.0, 0.9913, 2.1018, 0.95),
+    "SSO-mul": (0.0, 0.9914, 2.1019, 1.00),
+    "SD": (0.0, 0.9909, 2.1019, 1.00),
+}
+
+
+@pytest.mark.parametrize("strategy", _PUBLISHED)
+def test_without_queues_and_with_speakerversims_arithmetic_its_figures_come_out(strategy):
+    config = VersioningConfig(
+        arrivals=_REGULAR,
+        worker=Worker(concurrency=None),
+        enrolment=Enrolment(utterances=1),
+        links=Links(  # 2**20 bits a megabit, and a reply as large as the upload
+            client_mbit_per_s=5 * 2**20 / 1e6,
+            worker_mbit_per_s=1000 * 2**20 / 1e6,
+            reply_bytes=160_000,
+        ),
+        seed=1,
+    )
+    results = [simulate(config, strategy, run) for run in range(150)]
+    figures = np.array(
+        [
+            (
+                100 * result.backward_bounces / result.requests,
+                result.latency_s.mean(),
+                result.flops.mean() / 1e9,
+                result.reenrolments_foreground + result.reenrolments_background,
+            )
+            for result in results
+        ]
+    )
+    error = figures.std(axis=0, ddof=1) * math.sqrt(1 / len(figures) + 1 / 400)
+    for found, published, tolerance in zip(
+        figures.mean(axis=0), _PUBLISHED[strategy], 3.5 * error, strict=True
+    ):
+        if published is not None:
+            digits = len(str(published).partition(".")[2])
+            assert abs(found - published) <= tolerance + 0.5 * 10**-digits
+    renewed = figures[:, 3] / 1080
+    np.testing.assert_allclose(figures[:, 2], 2.1 * (1 + renewed), rtol=1e-9)
+    waited = 0.0 if strategy == "SD" else renewed * 0.5124
+    assert (figures[:, 1] - waited).mean() == pytest.approx(0.9909, abs=1e-3)
 
 
 @pytest.mark.parametrize(("workers", "share"), [(10, 13.50), (100, 14.85), (500, 14.97)])
@@ -192,8 +244,8 @@ def test_these_strategies_never_bounce_backward(strategy):
     assert simulate(config, strategy, 0).backward_bounces == 0
 
 
-def _waiting(config: VersioningConfig, jobs: float) -> float:
-    """Return the mean waiting time of requests at one worker that is loaded for `jobs` jobs."""
+def _waiting(config: VersioningConfig, jobs: float, runs: int) -> float:
+    """Return the mean waiting time at one worker, over runs of about `jobs` requests each."""
     instant = config.model_copy(
         update={
             "workers": 1,
@@ -204,16 +256,19 @@ def _waiting(config: VersioningConfig, jobs: float) -> float:
             "rollout": Rollout(start_s=1e9),
         }
     )
-    result = simulate(instant, "SSO", 0)
-    computing = result.flops / (0.42e9) * 0.1
-    return float((result.latency_s - computing)[result.requests // 20 :].mean())
+    waited = []
+    for run in range(runs):
+        result = simulate(instant, "SSO", run)
+        computing = result.flops / (0.42e9) * 0.1
+        waited.append((result.latency_s - computing)[result.requests // 20 :].mean())
+    return float(np.mean(waited))
 
 
 @pytest.mark.parametrize("load", [0.5, 0.8])
 def test_waiting_times_are_those_of_m_d_1(load):
-    config = VersioningConfig(interval=0.5 / load, seed=2)
+    config = VersioningConfig(interval=0.5 / load)
     expected = load * 0.5 / (2 * (1 - load))
-    assert _waiting(config, 400_000) == pytest.approx(expected, rel=0.02)
+    assert _waiting(config, 200_000, 6) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("servers", [1, 4])
@@ -223,13 +278,12 @@ def test_waiting_times_are_those_of_m_m_c(servers):
         interval=0.5 / (load * servers),
         audio=Audio(kind="exponential"),
         worker=Worker(concurrency=servers),
-        seed=4,
     )
     offered = servers * load
     below = sum(offered**k / math.factorial(k) for k in range(servers))
     at = offered**servers / math.factorial(servers) / (1 - load)
     expected = at / (below + at) * 0.5 / (servers * (1 - load))
-    assert _waiting(config, 500_000) == pytest.approx(expected, rel=0.02)
+    assert _waiting(config, 400_000, 8) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_synchronised_frontend_crowds_the_first_updated_worker():
