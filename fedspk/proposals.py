@@ -20,7 +20,7 @@ Rules that every party holds a proposal to before it signs:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -121,22 +121,17 @@ class Proposal:
         for name in changes.channels:
             self.channel(name)
 
-    def check_base(self, key: Key) -> None:
-        """Accept a base that the owner of `key` signed (rule 1).
+    def check_base(self, keys: Collection[Key]) -> None:
+        """Accept a base that the owner of `keys` signed with one of them (rule 1).
 
         Raises:
             FedspkError: it did not.
         """
-        if self.base is None:
-            return
-        try:
-            signature = self.base.signatures[key.keyid]
-            key.verify_signature(signature, self.base.signed_bytes)
-        except (KeyError, UnverifiedSignatureError) as error:
+        if self.base and not any(_has_signed(key, self.base) for key in keys):
             raise FedspkError(
                 "the release before the proposed one is not signed by this key; "
                 "sign only what follows a release of yours."
-            ) from error
+            )
 
     def manifest(self, kind: Kind, version: int) -> Manifest:
         """Return the manifest of a version that the release adds.
@@ -259,6 +254,14 @@ def _check_new(path: str, target: TargetFile, is_known: bool) -> None:
             raise FedspkError(f"the proposal adds {path!r}, which is no part of a release.")
     if set(target.hashes) != {"sha256"} or target.unrecognized_fields:
         raise FedspkError(f"the proposal must give {path} by its SHA-256 and length alone.")
+
+
+def _has_signed(key: Key, metadata: Metadata[Targets]) -> bool:
+    try:
+        key.verify_signature(metadata.signatures[key.keyid], metadata.signed_bytes)
+    except (KeyError, UnverifiedSignatureError):
+        return False
+    return True
 
 
 def _check_content(target: TargetFile, content: Content) -> None:

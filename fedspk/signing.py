@@ -73,7 +73,7 @@ def load_key(path: Path, passphrase: Passphrase) -> CryptoSigner:
     """
     path = Path(path)
     pem = read_secret(path)
-    secret = passphrase(path) if b"ENCRYPTED" in pem else None
+    secret = passphrase(path) if is_encrypted(pem) else None
     try:
         private = load_pem_private_key(pem, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -82,6 +82,11 @@ def load_key(path: Path, passphrase: Passphrase) -> CryptoSigner:
     if not isinstance(private, Ed25519PrivateKey):
         raise FedspkError(f"{path}: is not an Ed25519 key; make one with `fedspk server new-key`.")
     return CryptoSigner(private, SSlibKey.from_crypto(private.public_key()))
+
+
+def is_encrypted(pem: bytes) -> bool:
+    """Say whether a private key in PEM needs a passphrase."""
+    return b"BEGIN ENCRYPTED PRIVATE KEY" in pem
 
 
 def load_public_key(path: Path) -> SSlibKey:

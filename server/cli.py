@@ -10,10 +10,10 @@ import typer
 
 from fedspk.cli import JsonFlag
 from fedspk.errors import FedspkError
-from fedspk.release import CHANNELS, ChannelName
 
 if TYPE_CHECKING:
     from fedspk.proposals import Proposal
+    from fedspk.release import ChannelName
     from server.repository import Repository, State
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The repository's folder.")]
@@ -37,7 +37,7 @@ Propose = Annotated[
 Share = Annotated[
     float | None, typer.Option(help="Share of devices that the canary channel serves, 0 to 1.")
 ]
-ChannelOption = Annotated[str, typer.Option(help=f"One of {', '.join(CHANNELS)}.")]
+ChannelOption = Annotated[str, typer.Option(help="One of training, canary, stable.")]
 Force = Annotated[bool, typer.Option("--force", help="Pass the evaluation gate by.")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit log; needed with --force.")]
 
@@ -114,7 +114,7 @@ def publish(
         Path, typer.Option(help="What is known of it (JSON); the rest is read from the file.")
     ],
     channel: Annotated[
-        str | None, typer.Option(help=f"Channel to name it: {', '.join(CHANNELS)}.")
+        str | None, typer.Option(help="Channel to name it: training, canary, stable.")
     ] = None,
     share: Share = None,
     force: Force = False,
@@ -178,18 +178,20 @@ def rollback(
 
 def sign(
     proposal: Annotated[Path, typer.Argument(help="A folder that the other party wrote.")],
-    key: Annotated[Path, typer.Option(help="This party's private key.")],
+    key: Annotated[
+        list[Path], typer.Option(help="This party's private key; to replace it, also the new one.")
+    ],
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Check a proposal and add this party's signature to it."""
     from fedspk.proposals import Proposal
-    from server.keyring import at_hand
+    from server.keyring import loaded
 
     proposed = Proposal.read(proposal)
     proposed.check()
-    (signer,) = at_hand(proposal / "no keys here", [key], passphrase_file).values()
-    proposed.check_base(signer.public_key)
-    proposed.sign([signer])
+    signers = loaded(key, passphrase_file).values()
+    proposed.check_base([signer.public_key for signer in signers])
+    proposed.sign(signers)
     proposed.write_signatures(proposal)
     typer.echo(f"{proposal}: signed: {_told(proposed)}.")
 
@@ -276,7 +278,7 @@ def rotate(
     from fedspk.proposals import Proposal
     from server import upkeep
     from server.creation import AGGREGATOR, SERVER
-    from server.keyring import at_hand, new_passphrase
+    from server.keyring import any_encrypted, at_hand, new_passphrase
     from server.repository import Repository
 
     if role not in upkeep.ROTATED:
@@ -286,6 +288,7 @@ def rotate(
         raise FedspkError("--public and --proposal are for release-server and release-aggregator.")
     repository = Repository(folder)
     signers = at_hand(repository.keys, key or [], passphrase_file)
+    encrypt = encrypt or any_encrypted(repository.keys)
     passphrase = new_passphrase(encrypt, passphrase_file)
     if is_party:
         signed = Proposal.read(proposal) if proposal else None
@@ -348,6 +351,8 @@ def _version_line(manifest: dict[str, Any], channels: Any) -> str:
 
 
 def _channel(name: str) -> ChannelName:
+    from fedspk.release import CHANNELS
+
     for known in CHANNELS:
         if name == known:
             return known

@@ -10,25 +10,34 @@ from pathlib import Path
 from securesystemslib.signer import CryptoSigner
 
 from fedspk.errors import FedspkError
-from fedspk.signing import load_key, read_secret
+from fedspk.signing import is_encrypted, load_key, read_secret
 
 
 def at_hand(
     folder: Path, more: Iterable[Path], passphrases: Path | None
 ) -> dict[str, CryptoSigner]:
-    """Return the keys of a key folder and of further files, by key id.
+    """Return the keys of a key folder (`*.pem`) and of further files; see `loaded`."""
+    return loaded([*sorted(folder.glob("*.pem")), *more], passphrases)
+
+
+def loaded(files: Iterable[Path], passphrases: Path | None) -> dict[str, CryptoSigner]:
+    """Return the keys in files, by key id.
 
     Args:
-        folder: holds `*.pem` files.
-        more: key files that lie elsewhere.
+        files: private keys.
         passphrases: holds the passphrase of encrypted keys; without, the terminal is asked.
 
     Raises:
         FedspkError: a key cannot be read or opened, or others may read it.
     """
     secret = _Passphrase(passphrases)
-    signers = [load_key(path, secret) for path in (*sorted(folder.glob("*.pem")), *more)]
+    signers = [load_key(path, secret) for path in files]
     return {signer.public_key.keyid: signer for signer in signers}
+
+
+def any_encrypted(folder: Path) -> bool:
+    """Say whether a key of a key folder is encrypted, so that its successors must be, too."""
+    return any(is_encrypted(read_secret(path)) for path in folder.glob("*.pem"))
 
 
 def new_passphrase(encrypt: bool, passphrases: Path | None) -> bytes | None:

@@ -53,7 +53,7 @@ def test_a_proposal_survives_its_folder_and_collects_signatures(
     made.write(tmp_path / "proposal")
     found = Proposal.read(tmp_path / "proposal")
     found.check()
-    found.check_base(ours.public_key)
+    found.check_base([ours.public_key])
     found.sign([ours])
     found.write_signatures(tmp_path / "proposal")
     again = Proposal.read(tmp_path / "proposal")
@@ -68,7 +68,7 @@ def test_nobody_signs_after_a_release_that_is_not_their_own(model: Path) -> None
     first.sign([new_key("stranger")])
     made = Proposal.following(first.release, {}, NOW)
     with pytest.raises(FedspkError, match="not signed by this key"):
-        made.check_base(new_key("aggregator").public_key)
+        made.check_base([new_key("aggregator").public_key])
 
 
 def _file(path: str, content: bytes = b"x") -> Callable[[Proposal], Proposal]:
