@@ -74,3 +74,10 @@ def test_a_device_answers_without_pytorch_scipy_or_pydantic(use):
     code = f"import sys, {use}; print(*set({heavy!r}) & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, check=True)
     assert not found.stdout.split()
+
+
+@pytest.mark.parametrize("use", ["fedspk.proposals", "server.operations, server.upkeep"])
+def test_versions_are_listed_and_signed_without_pytorch(use):
+    code = f"import sys, {use}; print(*{{'torch', 'scipy', 'flwr'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, check=True)
+    assert not found.stdout.split()
