@@ -196,8 +196,7 @@ def _cross_version_scorings(
     The versions that ran follow from the drawn updates and from nothing that `kernel.serve`
     decided, so a mistake there shows here.
     """
-    done = filled["end"] >= 0
-    start, worker = filled["start"][done], filled["served_by"][done]
+    start, worker = filled["start"], filled["served_by"]
     running = np.full(len(start), OLD)
     if strategy.offline:
         for until, version in zip(stops.end, stops.version, strict=True):
@@ -206,9 +205,10 @@ def _cross_version_scorings(
         for at, to in zip(schedule.at.T, schedule.to.T, strict=True):
             running = np.where(at[worker] <= start, to[worker], running)
     # The newest version of a set v is its highest bit: 2**v <= set < 2**(v + 1).
-    profile = np.frexp(filled["scored"][done])[1] - 1
+    profile = np.frexp(filled["scored"])[1] - 1
     age = running - profile
-    return int(((age < 0) | (age >= strategy.versions_served)).sum())
+    crossed = (age < 0) | (age >= strategy.versions_served)
+    return int((crossed & (filled["end"] >= 0)).sum())
 
 
 def _result(
