@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,13 +64,11 @@ class ModelFile:
         """Accept the tensors that the description asks for, in shape and type, and a head's."""
         description = self.description()
         try:
-            with torch.device("meta"):  # shapes without memory
-                wanted = description.build().state_dict()
+            names = _tensors(description.to_json())
         except FedspkError as error:
             raise FedspkError(f"{self._path}: {error}") from error
-        names = {ENCODER_PREFIX + name: like for name, like in wanted.items()}
-        for name, like in names.items():
-            self._check_tensor(name, list(like.shape), _TYPE_NAMES[like.dtype])
+        for name, (shape, kind) in names.items():
+            self._check_tensor(name, list(shape), kind)
         for name in self._names:
             if name not in names and not name.startswith(_HEAD_PREFIX):
                 raise FedspkError(
@@ -103,3 +102,14 @@ class ModelFile:
                 f"{self._path}: weight {name!r} has type {found.get_dtype()}, "
                 f"its description needs {kind}."
             )
+
+
+@lru_cache(maxsize=8)
+def _tensors(description: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the names of a described encoder's tensors with shapes and types, without memory."""
+    with torch.device("meta"):
+        wanted = ModelDescription.from_json(description).build().state_dict()
+    return {
+        ENCODER_PREFIX + name: (tuple(like.shape), _TYPE_NAMES[like.dtype])
+        for name, like in wanted.items()
+    }

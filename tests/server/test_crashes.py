@@ -95,7 +95,7 @@ def restarts(folder: Path, original: Path, change: Callable[[], None]) -> Iterat
     raise AssertionError("the change never came through")
 
 
-_SLOW = ("rollback", "rotate snapshot", "rotate targets")  # much like others
+_SLOW = ("rollback", "rotate snapshot", "rotate targets", "rotate root")  # much like others
 
 
 @pytest.mark.parametrize(
