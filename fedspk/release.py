@@ -57,6 +57,14 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class _File(_Document):
+    """A signed file."""
+
+    def to_json(self) -> bytes:
+        """Return the file's content, which `from_json` reads."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+
 Document = TypeVar("Document", bound=_Document)
 
 
@@ -130,7 +138,7 @@ class Threshold(_Document):
     threshold: float
 
 
-class Manifest(_Document):
+class Manifest(_File):
     """All there is to know of one version of a model but its weights.
 
     Args:
@@ -182,10 +190,6 @@ class Manifest(_Document):
             raise ValueError("thresholds must fall while their false-accept rates rise")
         return self
 
-    def to_json(self) -> bytes:
-        """Return the file's content, which `from_json` reads."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
-
     @classmethod
     def from_json(cls, text: bytes | str, name: str = "the manifest") -> Manifest:
         """Read what `to_json` wrote; `name` says in an error where it was.
@@ -196,7 +200,7 @@ class Manifest(_Document):
         return _parsed(cls, text, name)
 
 
-class Channel(_Document):
+class Channel(_File):
     """Which version a group of devices uses.
 
     Of the canary channel, `share` (0 to 1) of all devices are served, chosen by `in_canary` with
@@ -208,10 +212,6 @@ class Channel(_Document):
     version: Version
     share: float = Field(default=1.0, ge=0, le=1)
     salt: str = Field(default="", pattern=r"^[0-9a-f]{0,64}$")
-
-    def to_json(self) -> bytes:
-        """Return the file's content, which `from_json` reads."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
 
     @classmethod
     def from_json(cls, text: bytes | str, name: str = "the channel") -> Channel:

@@ -6,10 +6,8 @@ for privacy-preserving speaker recognition" (IEEE Access 9, 2021).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -18,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from fedspk.files import write_bytes
 from fedspk.metrics import DETCurve
+from simulations.page import FIGURE_STYLE
 
 _COLOURS = {
     "initial": "#8a8f98",
@@ -30,16 +28,6 @@ _COLOURS = {
     "pooled": "#7b5ea7",
 }
 _OTHER_COLOURS = ("#b08900", "#c2255c", "#0b7285", "#5c940d", "#862e9c")
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "figure.dpi": 120,
-    "svg.hashsalt": "fedspk",
-}
 _DET_TICKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -126,20 +114,9 @@ def learning_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
     return figure
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> str:
-    """Write `name.png` and `name.svg` into `folder`; return the SVG text."""
-    png, svg = io.BytesIO(), io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(png, format="png", bbox_inches="tight", dpi=160)
-        figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
-    write_bytes(folder / f"{name}.png", png.getvalue())
-    write_bytes(folder / f"{name}.svg", svg.getvalue().encode())
-    return svg.getvalue()
-
-
 @contextmanager
 def _figure(size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
     # A Figure without pyplot: no display, no global state, safe in any thread.
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure, figure.subplots()

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from fedspk.files import write_text
 from fedspk.metrics import det_curve
@@ -16,17 +12,11 @@ from fedspk.significance import compare
 from simulations.federated import figures
 from simulations.federated.results import Json
 from simulations.federated.trials import FloatArray, TrialScores
+from simulations.page import ShownFigure, page_template, save_figure, show_figure, show_p_value
 
 _SIGNIFICANT = 0.05
 _SHOWN_AS_THEY_ARE = ("config", "corpus", "devices", "secure", "summary", "versions")
 _TRAINED_ON_DEVICE = ("individual", "federated", "personalised")
-
-
-@dataclass(frozen=True)
-class _Shown:
-    title: str
-    caption: str
-    svg: str
 
 
 def write_report(folder: Path, results: Json, scores: Mapping[str, TrialScores]) -> Path:
@@ -38,21 +28,23 @@ def write_report(folder: Path, results: Json, scores: Mapping[str, TrialScores])
         scores: headline trials of all devices together, by arm.
     """
     shown = _figures(folder / "figures", results, scores)
-    page = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            title="Individual or federated?",
-            figures=shown,
-            verdict=verdict(results),
-            best=best_arm(results),
-            comparisons=_comparisons(results),
-            failed_rounds=_failed_rounds(results),
-            provenance=json.dumps(
-                {key: results[key] for key in ("config", "versions", "seed", "models")}, indent=2
-            ),
-            **{key: results[key] for key in _SHOWN_AS_THEY_ARE},
-        )
+    page = page_template(
+        Path(__file__).parent,
+        percent=_percent,
+        number=_number,
+        signed=lambda value: "-" if value is None else f"{value:+.1%}",
+        share=lambda value: "-" if value is None else f"{value:.0%}",
+    ).render(
+        title="Individual or federated?",
+        figures=shown,
+        verdict=verdict(results),
+        best=best_arm(results),
+        comparisons=_comparisons(results),
+        failed_rounds=_failed_rounds(results),
+        provenance=json.dumps(
+            {key: results[key] for key in ("config", "versions", "seed", "models")}, indent=2
+        ),
+        **{key: results[key] for key in _SHOWN_AS_THEY_ARE},
     )
     path = folder / "report.html"
     write_text(path, page)
@@ -83,7 +75,7 @@ def verdict(results: Json) -> list[str]:
 def write_det(folder: Path, target: FloatArray, nontarget: FloatArray) -> None:
     """Write `det.png` and `det.svg` for one set of scores."""
     plot = figures.det_plot({"scores": det_curve(target, nontarget)}, "")
-    figures.save_figure(plot, folder, "det")
+    save_figure(plot, folder, "det")
 
 
 def summary_table(results: Json) -> str:
@@ -121,7 +113,7 @@ def _against(results: Json, rival: str, best: str) -> str:
     return (
         f"That is {change} than the {rival} arm's {results['summary'][rival]['mean_eer']:.2f} %, "
         f"{entry['devices_improved']} of {len(results['devices'])} devices improved, "
-        f"{sure} (paired t-test, p = {_pvalue(p)})."
+        f"{sure} (paired t-test, p = {show_p_value(p)})."
     )
 
 
@@ -152,27 +144,27 @@ def _failed_rounds(results: Json) -> list[str]:
     ]
 
 
-def _figures(folder: Path, results: Json, scores: Mapping[str, TrialScores]) -> list[_Shown]:
+def _figures(folder: Path, results: Json, scores: Mapping[str, TrialScores]) -> list[ShownFigure]:
     eer = {arm: [device["eer"][arm] for device in results["devices"]] for arm in results["summary"]}
     own = {arm: values for arm, values in eer.items() if _base(arm) in _TRAINED_ON_DEVICE}
     curves = {arm: det_curve(trials.target, trials.nontarget) for arm, trials in scores.items()}
     histories = {arm: rounds for arm, rounds in results["history"].items() if rounds}
     shown = [
-        _shown(
+        show_figure(
             folder,
             "devices",
             "EER of every device",
             figures.device_lines(own or eer, ""),
             "Dashed: the mean over devices. The twin of the paper's Figures 2 and 3.",
         ),
-        _shown(
+        show_figure(
             folder,
             "boxes",
             "EER over the devices",
             figures.box_plots(eer, ""),
             "Box: quartiles; line: median; diamond: mean. The twin of the paper's Figure 4.",
         ),
-        _shown(
+        show_figure(
             folder,
             "det",
             "Detection error trade-off",
@@ -182,7 +174,7 @@ def _figures(folder: Path, results: Json, scores: Mapping[str, TrialScores]) -> 
     ]
     if histories:
         shown.append(
-            _shown(
+            show_figure(
                 folder,
                 "learning",
                 "Learning by round",
@@ -191,29 +183,6 @@ def _figures(folder: Path, results: Json, scores: Mapping[str, TrialScores]) -> 
             )
         )
     return shown
-
-
-def _shown(folder: Path, name: str, title: str, figure: Any, caption: str) -> _Shown:
-    svg = figures.save_figure(figure, folder, name)
-    return _Shown(title, caption, svg[svg.index("<svg") :])
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": _percent,
-        "number": _number,
-        "signed": lambda value: "-" if value is None else f"{value:+.1%}",
-        "share": lambda value: "-" if value is None else f"{value:.0%}",
-        "pvalue": _pvalue,
-    }
-    return environment
 
 
 def _base(arm: str) -> str:
@@ -227,9 +196,3 @@ def _percent(value: float | None) -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _pvalue(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from simulations.page import FIGURE_STYLE
 from simulations.versioning.results import BY_NAME, FloatArray, Json
 
 _COLOURS = {
@@ -37,15 +38,6 @@ _COLOURS = {
 }
 _OTHER_COLOURS = ("#b08900", "#364fc7", "#087f5b", "#a61e4d")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2, 1, 2, 1, 2)))
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "figure.dpi": 120,
-}
 _WIDTH = 5.0  # inches: on a phone's screen the letters stay readable
 _LOG_FROM = 20.0  # values that differ by this factor are drawn on a logarithmic axis
 
@@ -128,7 +120,7 @@ def heat_maps(
     columns = min(2, len(maps))
     rows = math.ceil(len(maps) / columns)
     top = most or max(1e-9, *(float(values.max(initial=0)) for values in maps.values()))
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(FIGURE_STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(_WIDTH, 0.7 + 1.45 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes in panels.flat[len(maps) :]:
@@ -320,7 +312,7 @@ def _legend_columns(names: Collection[str]) -> int:
 @contextmanager
 def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
     # A Figure without pyplot: no display, no global state, safe in any thread.
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.subplots()
         _lay_out(figure)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from fedspk.files import write_text
-from simulations.federated.figures import save_figure
+from simulations.page import page_template, show_figure
 from simulations.versioning import figures
 from simulations.versioning.results import (
     BY_NAME,
@@ -44,13 +42,6 @@ _IN_TERMINAL = (
 _SWEPT = ("latency_mean_s", "backward_bounce_rate", "latency_p99_s", "gflops_per_request")
 
 
-@dataclass(frozen=True)
-class _Shown:
-    title: str
-    caption: str
-    svg: str
-
-
 def write_report(folder: Path, results: Json, batches: Mapping[str, Batch]) -> Path:
     """Write `report.html` and `figures/` for a finished simulation.
 
@@ -60,29 +51,25 @@ def write_report(folder: Path, results: Json, batches: Mapping[str, Batch]) -> P
         batches: the runs behind `strategies`, by strategy.
     """
     config = results["config"]
-    page = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            config=config,
-            recommendation=results["recommendation"],
-            strategies=results["strategies"],
-            summaries={name: get_strategy(name).summary for name in results["strategies"]},
-            metrics=[BY_NAME[name] for name in _IN_TABLE],
-            compared=[
-                (BY_NAME[name], [row for row in results["comparisons"] if row["metric"] == name])
-                for name in COMPARED
-            ],
-            sweep=results["sweep"],
-            swept=[BY_NAME[name] for name in _SWEPT],
-            figures=[
-                _Shown(title, caption, _inline(figure, folder / "figures", name))
-                for name, title, figure, caption in _figures(results, batches)
-                if figure is not None
-            ],
-            queues=_queues(batches),
-            provenance=json.dumps({key: results[key] for key in ("config", "versions")}, indent=2),
-        )
+    page = page_template(Path(__file__).parent, words=_words).render(
+        config=config,
+        recommendation=results["recommendation"],
+        strategies=results["strategies"],
+        summaries={name: get_strategy(name).summary for name in results["strategies"]},
+        metrics=[BY_NAME[name] for name in _IN_TABLE],
+        compared=[
+            (BY_NAME[name], [row for row in results["comparisons"] if row["metric"] == name])
+            for name in COMPARED
+        ],
+        sweep=results["sweep"],
+        swept=[BY_NAME[name] for name in _SWEPT],
+        figures=[
+            show_figure(folder / "figures", name, title, figure, caption)
+            for name, title, figure, caption in _figures(results, batches)
+            if figure is not None
+        ],
+        queues=_queues(batches),
+        provenance=json.dumps({key: results[key] for key in ("config", "versions")}, indent=2),
     )
     path = folder / "report.html"
     write_text(path, page)
@@ -225,32 +212,9 @@ def _queues(batches: Mapping[str, Batch]) -> bool:
     return any(bool(np.any(batch.longest_queue > 0)) for batch in batches.values())
 
 
-def _inline(figure: Figure, folder: Path, name: str) -> str:
-    svg = save_figure(figure, folder, name)
-    return svg[svg.index("<svg") :]
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"words": _words, "pvalue": _pvalue}
-    return environment
-
-
 def _words(key: str) -> str:
     return key.replace("_", " ")
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _pvalue(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
