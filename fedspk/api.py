@@ -19,7 +19,7 @@ from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
 
 from fedspk.errors import FedspkError, first_fault
 from fedspk.release import Hash, Version
@@ -96,6 +96,19 @@ class Report(_Message):
     failure: Failure | None = None
     attempted: Version | None = None
     client: str = Field(pattern=r"^\d+\.\d+\.\d+$", max_length=32)
+
+
+class ProposedRelease(_Message):
+    """`POST /proposals`: a release for the main server to sign and publish (`fedspk.proposals`).
+
+    Args:
+        release: the metadata as JSON text, with the proposer's signature.
+        files: new manifests and channels by target path, in base64; model files have been uploaded
+            under the SHA-256 by which the metadata list them.
+    """
+
+    release: str = Field(min_length=1)
+    files: dict[str, Base64Bytes] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
