@@ -2,6 +2,7 @@
 
     home/vault.key              the vault key, sealed itself (`clients.vault_key`)
     home/state.box              which model versions are in use (`clients.versions`)
+    home/registration.box       the main server that knows the device (`clients.registration`)
     home/users/<id>/user.key    the user's data key, sealed under the vault key
     home/users/<id>/card.box    the user's name and list of recordings
     home/users/<id>/<n>.audio   a recording, 16-bit PCM at 16 kHz
@@ -9,7 +10,8 @@
 
 Every box is AES-256-GCM under the user's data key (state and data keys: under the vault key). Its
 associated data name format, device, kind, user, model hash and place, so that no box opens in
-another's stead. Nothing is stored in clear: ids are random, names are inside the card.
+another's stead. Nothing is stored in clear: ids are random, names are inside the card. The device's
+identity is derived from the vault key and stored nowhere.
 
 Each change has one file whose renaming makes it true: `user.key` for a new user and for forgetting
 one, `card.box` for more recordings, `state.box` for another model. What a killed process left
@@ -32,13 +34,14 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from clients.secret_input import check_private
 from clients.vault_key import (
     KEY_FILE,
     AskPassphrase,
     Protection,
     VaultKey,
-    check_private,
     load_key,
     new_key,
     save_key,
@@ -48,7 +51,7 @@ from fedspk.errors import FedspkError
 from fedspk.files import PARTIAL, sync, write_bytes
 from fedspk.profiles import VersionedProfile
 from fedspk.secagg.errors import MessageError
-from fedspk.secagg.keys import KEY_BYTES, SEAL_BYTES, seal, unseal
+from fedspk.secagg.keys import KEY_BYTES, SEAL_BYTES, Identity, derive_key, seal, unseal
 
 _FORMAT = 1
 _FORGOTTEN = b"forgotten"
@@ -58,6 +61,10 @@ _LONGEST_NAME = 200
 
 class VaultError(FedspkError):
     """A box does not open: it was altered, or lies where it does not belong."""
+
+
+class UnknownUserError(FedspkError):
+    """Nobody of this name is enrolled."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class User:
 class _Place:
     """What a box holds and where it belongs: with format and device, its associated data."""
 
-    kind: Literal["state", "user key", "card", "audio", "profile"]
+    kind: Literal["state", "registration", "user key", "card", "audio", "profile"]
     user: str = ""
     model_hash: str = ""
     item: int = 0
@@ -154,6 +161,23 @@ class Vault:
         """Replace the device's state."""
         self._seal(self._key, self.home / "state.box", content, _Place("state"))
 
+    def identity(self) -> Identity:
+        """Return what the device signs with, under its own name."""
+        seed = derive_key(self._key, self.device.encode(), "device identity")
+        return Identity(self.device, Ed25519PrivateKey.from_private_bytes(seed))
+
+    def registered_with(self) -> str | None:
+        """Return the address of the main server that knows the device; None if there is none."""
+        path = self.home / "registration.box"
+        if not path.exists():
+            return None
+        return self._unseal(self._key, path, _Place("registration")).decode()
+
+    def write_registration(self, address: str) -> None:
+        """Note that the main server at an address knows the device."""
+        path = self.home / "registration.box"
+        self._seal(self._key, path, address.encode(), _Place("registration"))
+
     def users(self) -> list[User]:
         """Return who is enrolled, by name."""
         found = [self._card(folder) for folder in self._folders() if _is_alive(folder)]
@@ -163,12 +187,12 @@ class Vault:
         """Return an enrolled user.
 
         Raises:
-            FedspkError: nobody of this name is enrolled.
+            UnknownUserError: nobody of this name is enrolled.
         """
         for user in self.users():
             if user.is_called(name):
                 return user
-        raise FedspkError(f"{name!r} is not enrolled; do it with `fedspk device enroll`.")
+        raise UnknownUserError(f"{name!r} is not enrolled; do it with `fedspk device enroll`.")
 
     def recordings(self, user: User) -> list[FloatArray]:
         """Return the enrolment audio, each (samples,) float32 at 16 kHz."""

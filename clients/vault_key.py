@@ -12,12 +12,8 @@ There is no third kind: without a passphrase and without a safe keyring there is
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import secrets
-import stat
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
+from clients.secret_input import Secret, check_private
 from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_bytes
 from fedspk.secagg.errors import MessageError
@@ -37,6 +34,9 @@ AskPassphrase: TypeAlias = Callable[[], bytes]
 KEY_FILE = "vault.key"
 CREDENTIAL = "fedspk-vault"
 """The systemd credential that holds the passphrase."""
+
+_PASSPHRASE = Secret("the passphrase of this device's vault", "--passphrase-file", CREDENTIAL)
+_NEW_PASSPHRASE = Secret("the new passphrase", "--new-passphrase-file")
 
 _FORMAT = 1
 _SHORTEST_PASSPHRASE = 8  # bytes
@@ -134,6 +134,19 @@ def load_key(home: Path, ask: AskPassphrase) -> VaultKey:
         raise FedspkError(f"{path}: the passphrase is wrong, or the file was altered.") from error
 
 
+def change_passphrase(home: Path, old: AskPassphrase, new: AskPassphrase) -> None:
+    """Guard the vault key of a device by another passphrase; the vault key stays the same.
+
+    Raises:
+        FedspkError: the old passphrase is wrong, the new one is too short, or the key is in a
+            keyring.
+    """
+    key = load_key(home, old)
+    if protection_of(home) == "keyring":
+        raise FedspkError(f"{home}: its key is guarded by the keyring, not by a passphrase.")
+    save_key(home, key, "passphrase", new)
+
+
 def protection_of(home: Path) -> Protection:
     """Return what guards the vault key of a device that `load_key` has opened."""
     protection: Protection = read_json(home / KEY_FILE)["protection"]
@@ -158,56 +171,12 @@ def passphrase_source(file: Path | None, *, twice: bool = False) -> AskPassphras
     Raises (what is returned):
         FedspkError: the file cannot be read, or others can; or there is no terminal to ask at.
     """
-    return lambda: _passphrase(file, twice)
+    return lambda: _PASSPHRASE.read(file, twice=twice)
 
 
-def check_private(path: Path, foreign: int = stat.S_IRWXG | stat.S_IRWXO) -> None:
-    """Refuse a file or folder that is not this user's alone.
-
-    Args:
-        path: what to look at.
-        foreign: the permission bits that must not be set.
-
-    Raises:
-        FedspkError: others may read or write it, or it belongs to somebody else.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
-    if status.st_mode & foreign:
-        raise FedspkError(
-            f"{path}: other users of this machine may use it; take their rights away with "
-            f"`chmod go= {path}`."
-        )
-    if status.st_uid not in (os.geteuid(), 0):
-        raise FedspkError(f"{path}: belongs to another user; it must be yours.")
-
-
-def _passphrase(file: Path | None, twice: bool) -> bytes:
-    if file is not None:
-        check_private(file)
-        return _first_line(file)
-    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / CREDENTIAL
-    if "CREDENTIALS_DIRECTORY" in os.environ and credential.exists():
-        # systemd guards the folder; where it grants access by ACL, the group bits show its mask
-        check_private(credential, stat.S_IRWXO)
-        return _first_line(credential)
-    if not sys.stdin.isatty():
-        raise FedspkError(
-            "a passphrase is needed and there is no terminal to ask at; give --passphrase-file."
-        )
-    passphrase = getpass.getpass("Passphrase of this device's vault: ")
-    if twice and getpass.getpass("The same again: ") != passphrase:
-        raise FedspkError("the two passphrases differ; nothing was written.")
-    return passphrase.encode()
-
-
-def _first_line(file: Path) -> bytes:
-    try:
-        return file.read_bytes().split(b"\n", 1)[0]
-    except OSError as error:
-        raise FedspkError(f"{file}: cannot be read ({error.strerror}).") from error
+def new_passphrase_source(file: Path | None) -> AskPassphrase:
+    """Return the function that gets the passphrase that replaces one: from `file` or a person."""
+    return lambda: _NEW_PASSPHRASE.read(file, twice=True)
 
 
 def _derive(passphrase: bytes, salt: bytes) -> bytes:
