@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedspk import __version__
 from fedspk.errors import FedspkError, first_fault
 
 if TYPE_CHECKING:
@@ -236,6 +237,16 @@ def in_canary(device: str, share: float, salt: str) -> bool:
     return int.from_bytes(digest[:6]) < share * 2**48
 
 
+def followed(device: str, stable: Channel | None, canary: Channel | None) -> Channel | None:
+    """Return the channel that a device follows: canary if it belongs there, else stable.
+
+    A canary that stable has overtaken has no say any more.
+    """
+    if canary and in_canary(device, canary.share, canary.salt):
+        return canary if stable is None or canary.version >= stable.version else stable
+    return stable
+
+
 def model_path(kind: Kind, version: int) -> str:
     """Return the target that holds a version's weights."""
     return f"{_FOLDERS[kind]}/{version}/model.safetensors"
@@ -261,6 +272,19 @@ def channel_at(path: str) -> ChannelName | None:
     """Return which channel a target holds; None if it holds none."""
     match = _CHANNEL.fullmatch(path)
     return next((name for name in CHANNELS if match and name == match[1]), None)
+
+
+def check_client(manifest: Manifest, name: str) -> None:
+    """Accept a version that this fedspk is new enough for; `name` says in an error which it is.
+
+    Raises:
+        FedspkError: it needs a newer one.
+    """
+    if _numbers(manifest.minimum_client) > _numbers(__version__):
+        raise FedspkError(
+            f"{name}: needs fedspk {manifest.minimum_client} or newer, this is {__version__}; "
+            "update fedspk first."
+        )
 
 
 def check_model_file(path: Path, manifest: Manifest) -> None:
@@ -309,6 +333,11 @@ def _check_architecture(path: Path, found: ModelDescription, stated: ModelDescri
             f"{path}: holds the encoder {found.encoder} {dict(found.encoder_params)}, its manifest "
             f"says {stated.encoder} {dict(stated.encoder_params)}."
         )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, as 0.1.0, for comparison."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def draft_manifest(
