@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -292,25 +291,15 @@ def _read_model(model: Path, manifest: Path | None) -> tuple[CompiledModel, Sequ
 
     if manifest is None:
         return compile_model(model), ()
-    from fedspk import __version__
-    from fedspk.release import Manifest, check_model_file
+    from fedspk.release import Manifest, check_client, check_model_file
 
     stated = Manifest.from_json(manifest.read_bytes(), str(manifest))
     if stated.kind != "model":
         raise FedspkError(f"{manifest}: describes no speaker model; use one that does.")
-    if _release(stated.minimum_client) > _release(__version__):
-        raise FedspkError(
-            f"{manifest}: needs fedspk {stated.minimum_client} or newer, this is {__version__}; "
-            "update fedspk first."
-        )
+    check_client(stated, str(manifest))
     check_model_file(model, stated)
     thresholds = [Threshold(each.threshold, each.false_accept_rate) for each in stated.thresholds]
     return compile_model(model), thresholds
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version, as 0.1.0, for comparison."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def _threshold(recogniser: Recogniser, false_accept: float, given: float | None) -> Threshold:

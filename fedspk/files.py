@@ -14,6 +14,11 @@ from typing import IO, Any
 
 from fedspk.errors import FedspkError
 
+
+class DiskFullError(FedspkError):
+    """There is no room for a file."""
+
+
 PARTIAL = ".partial"
 """How the names of unfinished files end: what a power cut leaves of them can be deleted."""
 
@@ -46,7 +51,7 @@ def atomic_write(path: Path, mode: int = 0o644, *, durable: bool = True) -> Iter
         if durable:
             sync(path.parent)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -98,8 +103,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _explained(error: OSError, path: Path) -> FedspkError:
+def explained(error: OSError, path: Path) -> FedspkError:
+    """Return why a file cannot be written, in a sentence."""
     # NumPy reports a write that was cut short without an error number.
     if error.errno in (errno.ENOSPC, errno.EDQUOT, None):
-        return FedspkError(f"{path}: the disk is full; free some space and run again.")
+        return DiskFullError(f"{path}: the disk is full; free some space and run again.")
     return FedspkError(f"{path}: cannot be written ({error.strerror}).")

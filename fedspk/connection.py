@@ -1,0 +1,185 @@
+"""HTTP to a main server: bounded in bytes and time, every fault in words.
+
+Nothing here trusts what the server says: `fedspk.remote` checks it.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from tuf.api.exceptions import DownloadHTTPError
+from tuf.ngclient import FetcherInterface
+from urllib3.exceptions import (
+    HTTPError,
+    MaxRetryError,
+    NameResolutionError,
+    NewConnectionError,
+    SSLError,
+)
+from urllib3.exceptions import TimeoutError as TooLate
+from urllib3.response import BaseHTTPResponse
+
+from fedspk.errors import FedspkError
+
+_CHUNK = 256 * 1024
+_TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)
+_RETRIES = urllib3.Retry(total=2, redirect=0, status=0, backoff_factor=0.3, raise_on_redirect=False)
+# A server that sends less than so much in so long is given up: it could hold a device for ever.
+_WINDOW_S = 60.0
+_WINDOW_BYTES = 60 * 1024
+
+
+class VersionsUnreachable(FedspkError):  # noqa: N818, it passes
+    """The main server cannot be reached or does not do its part: try again later."""
+
+
+class Connection(FetcherInterface):
+    """Requests to one server, over connections that are kept open.
+
+    Args:
+        address: the server's base URL, http or https.
+        ca: certificates to trust in place of the system's, in PEM.
+
+    Raises:
+        FedspkError: the address is none, or the certificates cannot be read.
+        VersionsUnreachable (all methods): the server is away, too slow, or not who it should be.
+    """
+
+    def __init__(self, address: str, ca: Path | None = None) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise FedspkError(f"{address!r} is no server's address; write https://HOST:PORT.")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise FedspkError(
+                f"the server's address must be https://HOST:PORT alone, not more: {parts.hostname}."
+            )
+        self.address = address.rstrip("/")
+        self.clock_error: timedelta | None = None
+        context = _context(ca) if parts.scheme == "https" else None
+        proxy = None if proxy_bypass(parts.hostname) else getproxies().get(parts.scheme)
+        self._pool: urllib3.PoolManager = (
+            urllib3.ProxyManager(proxy, ssl_context=context)
+            if proxy
+            else urllib3.PoolManager(ssl_context=context)
+        )
+
+    @contextmanager
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:
+        """Yield the answer to a request, whatever its status; read it with `chunks`."""
+        try:
+            response = self._pool.request(
+                "GET",
+                url,
+                headers=headers,
+                preload_content=False,
+                decode_content=False,
+                timeout=_TIMEOUT,
+                retries=_RETRIES,
+            )
+        except HTTPError as error:
+            self._give_up(error)
+        self._compare_clocks(response.headers.get("Date"))
+        is_whole = False
+        try:
+            yield response
+            is_whole = True
+        finally:
+            if is_whole:
+                response.release_conn()
+            else:
+                response.close()
+
+    def chunks(self, response: BaseHTTPResponse) -> Iterator[bytes]:
+        """Yield the body as it comes."""
+        since, got = time.monotonic(), 0
+        try:
+            while chunk := response.read1(_CHUNK):
+                yield chunk
+                got += len(chunk)
+                if (now := time.monotonic()) - since > _WINDOW_S:
+                    if got < _WINDOW_BYTES:
+                        raise VersionsUnreachable(f"{self.address}: sends too slowly; try later.")
+                    since, got = now, 0
+        except HTTPError as error:
+            self._give_up(error)
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Return a whole body of at most `max_length` bytes.
+
+        Raises:
+            DownloadHTTPError: the status is not 200.
+        """
+        body = bytearray()
+        with self.get(url) as response:
+            if response.status != 200:
+                raise DownloadHTTPError(f"{url}: status {response.status}", response.status)
+            for chunk in self.chunks(response):
+                body += chunk
+                if len(body) > max_length:
+                    raise VersionsUnreachable(
+                        f"{url}: is longer than {max_length} bytes; the server is not in order."
+                    )
+        return bytes(body)
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        with self.get(url) as response:
+            if response.status != 200:
+                raise DownloadHTTPError(f"{url}: status {response.status}", response.status)
+            yield from self.chunks(response)
+
+    def _compare_clocks(self, date: str | None) -> None:
+        try:
+            told = parsedate_to_datetime(date or "")
+        except ValueError:
+            return
+        if told.tzinfo is not None:
+            self.clock_error = datetime.now(UTC) - told
+
+    def _give_up(self, error: HTTPError) -> NoReturn:
+        raise VersionsUnreachable(f"{self.address}: {_in_words(error)}.") from error
+
+
+def _context(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca) if ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise FedspkError(f"{ca}: cannot be read as certificates in PEM ({error}).") from error
+
+
+def _in_words(error: HTTPError) -> str:
+    reason = error.reason if isinstance(error, MaxRetryError) else error
+    if isinstance(reason, SSLError):
+        return _certificate_in_words(reason)
+    if isinstance(reason, NameResolutionError):
+        return "no host of this name is known; check the address and the network"
+    if isinstance(reason, TooLate) and not isinstance(reason, NewConnectionError):
+        return "does not answer in time; try again later"
+    cause = reason.__cause__ if reason is not None else None
+    why = cause.strerror if isinstance(cause, OSError) and cause.strerror else "it broke off"
+    return f"no connection ({why}); try again later"
+
+
+def _certificate_in_words(error: SSLError) -> str:
+    cause = error.args[0] if error.args else None
+    if not isinstance(cause, ssl.SSLCertVerificationError):
+        return f"TLS fails ({error})"
+    why = cause.verify_message
+    if cause.verify_code in _DATES:
+        return f"its certificate is not accepted ({why}); check this machine's clock"
+    return (
+        f"its certificate is not accepted ({why}); that of a private authority is given with --ca"
+    )
+
+
+_DATES = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
