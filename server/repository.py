@@ -6,6 +6,8 @@
     DIR/audit.jsonl        who did what, when and why
     DIR/lock               held by whoever changes the repository
 
+Target files may lie in another store instead (`server.artefacts`, `server.settings`).
+
 Rules that make every change safe at any instant, a power cut included:
 
 1. A file once published is never written again; names carry a version or a hash. Only
@@ -20,6 +22,7 @@ Rules that make every change safe at any instant, a power cut included:
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -35,10 +38,20 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timest
 from fedspk import proposals
 from fedspk.errors import FedspkError
 from fedspk.files import PARTIAL, write_bytes
-from fedspk.proposals import RELEASE, Content, copy_content
-from fedspk.release import Channel, ChannelName, Kind, Manifest, channel_path, manifest_path
+from fedspk.proposals import RELEASE, Content
+from fedspk.release import (
+    MOST_JSON,
+    Channel,
+    ChannelName,
+    Kind,
+    Manifest,
+    channel_path,
+    manifest_path,
+)
 from fedspk.signing import OWNER
+from server.artefacts import open_artefacts
 from server.audit import AuditLog
+from server.settings import Settings
 
 LIFETIMES: Mapping[str, timedelta] = {
     Root.type: timedelta(days=365),
@@ -95,13 +108,15 @@ class Repository:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.metadata = self.folder / "public" / "metadata"
-        self.target_folder = self.folder / "public" / "targets"
         self.keys = self.folder / "keys"
         self.audit = AuditLog(self.folder / "audit.jsonl")
         if not (self.metadata / "1.root.json").is_file():
             raise FedspkError(
                 f"{folder}: is not a repository of versions; make one with `fedspk server init`."
             )
+        local = self.folder / "public" / "targets"
+        self.artefacts = open_artefacts(Settings.read(self.folder).artefacts, local)
+        self._fetched = self.folder / "fetched"
 
     def read(self) -> State:
         """Return the present state; every signature in it is verified."""
@@ -139,7 +154,10 @@ class Repository:
                 ) from error
             state = self.read()
             self._tidy(state)
-            yield state
+            try:
+                yield state
+            finally:
+                shutil.rmtree(self._fetched, ignore_errors=True)
 
     def commit(
         self,
@@ -188,7 +206,7 @@ class Repository:
         self.audit.append(action, state.timestamp.signed.version, **(details or {}))
         for path, content in (files or {}).items():
             assert state.release is not None
-            copy_content(content, self._target(state.release.signed, path))
+            self.artefacts.write(_stored(state.release.signed, path), content)
         for role, metadata in written.items():
             write_bytes(self._path(role, metadata.signed.version), metadata.to_bytes())
         write_bytes(self.metadata / "timestamp.json", state.timestamp.to_bytes())
@@ -248,19 +266,18 @@ class Repository:
         return Channel.from_json(self._read_target(state, path), path)
 
     def target(self, state: State, path: str) -> Path:
-        """Return the file of a published target."""
+        """Return the file of a published target: maybe a copy, until the present change ends."""
         assert state.release is not None
-        return self._target(state.release.signed, path)
+        return self.artefacts.fetch(_stored(state.release.signed, path), self._fetched)
 
     def _read_target(self, state: State, path: str) -> bytes:
         if state.release is None or path not in state.release.signed.targets:
             raise FedspkError(f"{self.folder}: there is no {path} in it.")
-        file = self.target(state, path)
+        content = self.artefacts.read(_stored(state.release.signed, path), 0, MOST_JSON + 1)
         try:
-            content = file.read_bytes()
             state.release.signed.targets[path].verify_length_and_hashes(content)
-        except (OSError, RepositoryError) as error:
-            raise FedspkError(f"{file}: is missing or damaged ({error}).") from error
+        except RepositoryError as error:
+            raise FedspkError(f"{self.folder}: {path} is damaged ({error}).") from error
         return content
 
     def _root(self) -> Metadata[Root]:
@@ -271,9 +288,6 @@ class Repository:
 
     def _path(self, role: str, version: int) -> Path:
         return self.metadata / f"{version}.{role}.json"
-
-    def _target(self, release: Targets, path: str) -> Path:
-        return self.target_folder / release.targets[path].get_prefixed_paths()[0]
 
     def _load(self, path: Path, kind: type[T]) -> Metadata[T]:
         try:
@@ -286,9 +300,11 @@ class Repository:
 
     def _tidy(self, state: State) -> None:
         """Delete what no timestamp names: leavings of killed changes, and old metadata."""
-        for leftover in self.folder.rglob(f".*{PARTIAL}"):
-            leftover.unlink()
-        kept: set[Path] = set()
+        shutil.rmtree(self._fetched, ignore_errors=True)
+        for folder in (self.metadata, self.keys):
+            for leftover in folder.glob(f".*{PARTIAL}"):
+                leftover.unlink()
+        kept: set[str] = set()
         for role, metadata in state.roles().items():
             last = metadata.signed.version
             for path in self.metadata.glob(f"*.{role}.json"):
@@ -297,14 +313,17 @@ class Repository:
                     path.unlink()
                 elif role == RELEASE:
                     release = self._load(path, Targets).signed
-                    kept |= {self._target(release, name) for name in release.targets}
+                    kept |= {_stored(release, name) for name in release.targets}
         if state.release is None:
             for path in self.metadata.glob(f"*.{RELEASE}.json"):
                 path.unlink()
-        for path in self.target_folder.rglob("*"):
-            if path.is_file() and path not in kept:
-                path.unlink()
+        self.artefacts.keep_only(kept)
         self.audit.settle(state.timestamp.signed.version)
+
+
+def _stored(release: Targets, path: str) -> str:
+    """Return the name of a target's file in the store."""
+    return release.targets[path].get_prefixed_paths()[0]
 
 
 def owner_of(key: Any) -> str:

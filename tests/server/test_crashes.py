@@ -145,12 +145,10 @@ def assert_tidy(repository: Repository) -> None:
             named |= {f"{n}.{role}.json" for n in range(1, metadata.signed.version + 1)}
     assert {path.name for path in repository.metadata.iterdir()} <= named
     assert not list(repository.folder.rglob("*.partial"))
-    versions = {path.name for path in (repository.target_folder / "models").iterdir()}
+    models = repository.folder / "public" / "targets" / "models"
     assert state.released is not None
     released = {path.split("/")[1] for path in state.released.targets if "model.s" in path}
-    assert {
-        name for name in versions if any((repository.target_folder / "models" / name).iterdir())
-    } == released
+    assert {each.name for each in models.iterdir() if any(each.iterdir())} == released
 
 
 def test_a_change_killed_before_its_timestamp_is_marked_in_the_audit_log(
