@@ -44,7 +44,8 @@ FAILED_ROUNDS = 3
 class FederationResult:
     """The outcome: the best round's model, the last one's, and what every round did.
 
-    `privacy` says in words what noise guarantees, where there is some.
+    `privacy` says in words what noise guarantees, where there is some; `budget` in epsilon and
+    delta.
     """
 
     model: str
@@ -53,6 +54,7 @@ class FederationResult:
     rounds: int
     history: tuple[RoundRecord, ...]
     privacy: str | None = None
+    budget: tuple[float, float] | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -123,6 +125,7 @@ def run_federation(
         rounds=state.round,
         history=state.history,
         privacy=rounds.privacy,
+        budget=rounds.budget,
     )
 
 
@@ -185,6 +188,10 @@ class Rounds(Protocol):
     @property
     def privacy(self) -> str | None:
         """What noise guarantees so far, in words; None without noise."""
+
+    @property
+    def budget(self) -> tuple[float, float] | None:
+        """Epsilon and delta that noise guarantees so far; None without noise."""
 
     def train(
         self,

@@ -46,6 +46,11 @@ class PlainRounds:
         """Nothing is promised."""
         return None
 
+    @property
+    def budget(self) -> None:
+        """Nothing is promised."""
+        return None
+
     def train(
         self,
         state: FederationState,

@@ -77,6 +77,13 @@ class SecureRounds:
         """What noise guarantees so far, in words; None without noise."""
         return None if self._ledger is None else self._ledger.statement()
 
+    @property
+    def budget(self) -> tuple[float, float] | None:
+        """Epsilon and delta that noise guarantees so far; None without noise."""
+        if self._ledger is None or self._secure.privacy is None:
+            return None
+        return self._ledger.epsilon, self._secure.privacy.delta
+
     def train(
         self,
         state: FederationState,

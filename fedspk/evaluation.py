@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,23 @@ def score_trials(
         test = embeddings[trial.test].reshape(1, -1)
         scores[trial.is_target].append(float(cosine_scores(profile, test).item()))
     return np.array(scores[True]), np.array(scores[False])
+
+
+def trials_fingerprint(trials: Sequence[Trial], root: Path) -> str:
+    """Return a hash, in hex, of the trials and the content of their files, not of their names.
+
+    Raises:
+        OSError: an utterance cannot be read.
+    """
+    names = {name for trial in trials for name in (trial.enrolment, trial.test)}
+    content = {}
+    for name in names:
+        with (root / name).open("rb") as file:
+            content[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    lines = {
+        f"{trial.is_target:d} {content[trial.enrolment]} {content[trial.test]}" for trial in trials
+    }
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _speech(path: Path) -> FloatArray:

@@ -172,22 +172,33 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the DET plot, as PNG and SVG.")
     ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="File for what `fedspk server publish --manifest` takes; with --trials."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute EER, minDCF and the DET curve from anybody's scores or trials."""
     from fedspk.engine import SpeechEngine
     from fedspk.evaluation import error_rates, score_trials
+    from fedspk.files import write_json
+    from fedspk.model_card import card_of_trials
     from fedspk.trials import read_scores, read_trials
     from simulations.federated.report import write_det
 
     if (scores is None) == (trials is None) or (trials is None) != (model is None):
         raise FedspkError("Give either --scores FILE, or --trials FILE with --model FILE.")
+    if manifest is not None and trials is None:
+        raise FedspkError("--manifest needs --trials FILE and --model FILE: scores name no model.")
     if scores is not None:
         target, nontarget = read_scores(scores)
     else:
         assert trials is not None and model is not None
-        engine = SpeechEngine.load(model)
-        target, nontarget = score_trials(read_trials(trials), engine, root or trials.parent)
+        engine, listed, audio = SpeechEngine.load(model), read_trials(trials), root or trials.parent
+        target, nontarget = score_trials(listed, engine, audio)
+        if manifest is not None:
+            card = card_of_trials(listed, audio, target, nontarget, seed=seed, p_target=p_target)
+            write_json(manifest, {"content_hash": engine.model_hash, **card})
     found = error_rates(target, nontarget, p_target, seed)
     if out is not None:
         write_det(out, target, nontarget)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aggregator.facts import training_facts
 from clients.impostors import require_impostors
 from fedspk.cache import FeatureCache
 from fedspk.cli import installed_versions
@@ -15,6 +16,7 @@ from fedspk.engine import SpeechEngine
 from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_json
 from fedspk.model import SpeakerModel
+from fedspk.model_card import model_card
 from fedspk.rounds import ImpostorKind
 from simulations.executors import Executor
 from simulations.federated.arms import (
@@ -153,8 +155,9 @@ def _run_fold(
     if "initial" in config.arms:
         run = config.arm("initial", config.impostors[0], plan.public.classes)
         scored["initial"] = replace(run_initial(stage, start, run), cost=cost)
+        _write_manifest(stage, "initial", scored["initial"], corpus, config)
     for kind in config.impostors:
-        scored |= _device_arms(config, kind, plan, stage, start)
+        scored |= _device_arms(config, kind, plan, stage, start, corpus)
     if "pooled" in config.arms:
         run = config.arm("pooled", config.impostors[0], plan.public.classes)
         path, cost = pooled_model(config, plan, start, folder / "models")
@@ -163,7 +166,12 @@ def _run_fold(
 
 
 def _device_arms(
-    config: ExperimentConfig, kind: ImpostorKind, plan: Plan, stage: Stage, start: SpeakerModel
+    config: ExperimentConfig,
+    kind: ImpostorKind,
+    plan: Plan,
+    stage: Stage,
+    start: SpeakerModel,
+    corpus: Corpus,
 ) -> dict[str, Scored]:
     """Run the arms in which devices train, with one kind of impostors."""
     scored: dict[str, Scored] = {}
@@ -183,6 +191,8 @@ def _device_arms(
     if not path.exists():
         parent = SpeechEngine.load(stage.folder / "models" / "initial.safetensors").model_hash
         save_made(path, federated_model(stage, federated, run), config, run, found.cost, parent)
+    facts = training_facts(run, federated.history[federated.best_round], federated.budget)
+    _write_manifest(stage, run.name, found, corpus, config, facts)
     if "federated" in config.arms:
         scored[run.name] = found
     if "personalised" in config.arms:
@@ -190,6 +200,28 @@ def _device_arms(
         run = config.arm("personalised", kind, plan.public.classes)
         scored[name] = run_personalised(stage, federated, run, name, config.personalised)
     return scored
+
+
+def _write_manifest(
+    stage: Stage,
+    name: str,
+    scored: Scored,
+    corpus: Corpus,
+    config: ExperimentConfig,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what the fold knows of a model beside it, for the manifest of its publication."""
+    trials = pooled_scores(scored.devices)
+    card = model_card(
+        trials.target,
+        trials.nontarget,
+        corpus=corpus.fingerprint,
+        devices=stage.devices,
+        seed=config.seed,
+    )
+    path = stage.folder / "models" / f"{name}.manifest.json"
+    model_hash = SpeechEngine.load(path.with_name(f"{name}.safetensors")).model_hash
+    write_json(path, {"content_hash": model_hash, **(facts or {}), **card})
 
 
 def _merged(name: str, folds: list[Scored], seed: int) -> ArmResult:

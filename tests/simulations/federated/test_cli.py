@@ -15,6 +15,8 @@ from sounds import write_speakers
 
 from fedspk.audio import SAMPLE_RATE, save_audio
 from fedspk.cli import run
+from fedspk.files import read_json
+from fedspk.release import draft_manifest
 
 SCORES = "1 0.9\n1 0.8\n1 0.3\n0 0.1\n0 0.2\n0 0.4\n"
 
@@ -91,6 +93,8 @@ def test_evaluate_wants_scores_or_trials_with_a_model(
 ) -> None:
     assert "--scores" in fails(capsys, "evaluate")
     assert "--model" in fails(capsys, "evaluate", "--trials", str(tmp_path / "trials"))
+    scores = ["--scores", str(tmp_path / "scores"), "--manifest", str(tmp_path / "draft.json")]
+    assert "--manifest needs --trials" in fails(capsys, "evaluate", *scores)
 
 
 def test_a_pretrained_model_scores_trials_and_starts_an_experiment(
@@ -116,6 +120,13 @@ def test_a_pretrained_model_scores_trials_and_starts_an_experiment(
     (tmp_path / "trials").write_text("1 a.wav b.wav\n0 a.wav c.wav\n")
     assert run(["evaluate", "--trials", str(tmp_path / "trials"), "--model", str(model)]) == 0
     assert "1 target and 1 non-target" in capsys.readouterr().out
+    draft = tmp_path / "draft.json"
+    evaluate = ["evaluate", "--trials", str(tmp_path / "trials"), "--model", str(model)]
+    assert run([*evaluate, "--manifest", str(draft)]) == 0
+    card = draft_manifest(read_json(draft), model, 1, created="2026-01-01T00:00:00Z")
+    assert card.evaluation is not None and card.evaluation.devices == 1
+    assert card.thresholds == ()  # one non-target trial supports none
+    capsys.readouterr()
     simulate = ["simulate", "--corpus", "synthetic:speakers=8,utterances=10,sessions=2"]
     simulate += ["--devices", "3", "--arms", "initial", "--init", str(model), "--json", *cache]
     assert run([*simulate, "--workers", "1", "--out", str(tmp_path / "out")]) == 0

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from fedspk.cli import run
 from fedspk.errors import FedspkError
 from fedspk.files import read_json
+from server.repository import Repository
 from simulations.executors import Executor, SerialExecutor, open_executor
 from simulations.federated import arms
 from simulations.federated.config import ExperimentConfig, load_config
@@ -105,6 +107,26 @@ def test_results_say_how_they_were_made(finished: Path) -> None:
     assert results["config"]["run"]["encoder"] == "tdnn"
     assert results["versions"]["torch"]
     assert results["corpus"]["fingerprint"]
+
+
+def test_models_are_published_with_what_the_run_knows_of_them(
+    finished: Path, tmp_path: Path
+) -> None:
+    models, versions = finished / "fold-0" / "models", tmp_path / "versions"
+    assert run(["server", "init", str(versions)]) == 0
+    for name in ("initial", "federated"):
+        model, draft = models / f"{name}.safetensors", models / f"{name}.manifest.json"
+        publish = ["server", "publish", str(versions), "--model", str(model)]
+        assert run([*publish, "--manifest", str(draft), "--channel", "training"]) == 0
+    repository = Repository(versions)
+    manifest = repository.manifest(repository.read(), "model", 2)
+    results = read_json(finished / "results.json")
+    assert manifest.content_hash == results["models"]["federated"]
+    assert manifest.training is not None and manifest.evaluation is not None
+    best = int(results["summary"]["federated"]["cost"]["best_step"])
+    assert (manifest.training.round, manifest.training.cohort_size) == (best, 3 if best else None)
+    assert manifest.training.config["encoder"] == "tdnn"  # type: ignore[index]
+    assert manifest.evaluation.corpus == results["corpus"]["fingerprint"]
 
 
 def test_worker_processes_give_the_same_numbers(
