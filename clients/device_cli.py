@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from clients.device_options import (
+    HomeOption,
+    JsonOption,
+    PassphraseOption,
+    home_folder,
+    open_vault,
+    print_json,
+)
 from fedspk.errors import FedspkError
 
 if TYPE_CHECKING:
     from clients.compiled import CompiledModel
     from clients.quality import Quality
     from clients.recogniser import Recogniser
-    from clients.vault import Vault
     from clients.versions import Threshold, Version
     from fedspk.audio import FloatArray
 
 _REFUSED = 1
 
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="The device's folder [default: in your data folder].")
-]
-PassphraseOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--passphrase-file",
-        help="File of the vault's passphrase, yours alone [default: systemd's credential "
-        "fedspk-vault, else ask].",
-    ),
-]
 UserOption = Annotated[str, typer.Option("--user", help="Who it is.")]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model file, as fedspk writes it.")]
 ManifestOption = Annotated[
@@ -51,7 +46,6 @@ ThresholdOption = Annotated[
     float | None,
     typer.Option("--threshold", min=-1.0, max=1.0, help="Score to reach, in place of that."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -90,7 +84,7 @@ def init(
     from clients.recogniser import create_device
     from clients.vault_key import default_protection, passphrase_source
 
-    folder = _home(home)
+    folder = home_folder(home)
     protection = protect or ("passphrase" if passphrase_file else default_protection())
     compiled, thresholds = _read_model(model, manifest)
     ask = passphrase_source(passphrase_file, twice=True)
@@ -139,20 +133,14 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Say whether a recording is a user's voice; exit code 0 if it is, 1 if not."""
+    from clients.answers import verification
+
     recogniser = _open(home, passphrase_file)
     cut = _threshold(recogniser, false_accept, threshold)
     audio, quality = _heard(file)
     decision = recogniser.verify(user, audio, cut)
     if as_json:
-        _print_json(
-            user=decision.user,
-            accepted=decision.accepted,
-            score=decision.score,
-            threshold=cut.score,
-            false_accept=cut.false_accept,
-            model=decision.model_hash,
-            warnings=list(quality.faults),
-        )
+        print_json(**verification(decision, quality.faults))
     else:
         verdict = "accepted" if decision.accepted else "refused"
         typer.echo(f"{decision.user}: {verdict}, score {decision.score:.3f}, {_in_words(cut)}.")
@@ -168,22 +156,15 @@ def identify(
     as_json: JsonOption = False,
 ) -> None:
     """Say which user speaks in a recording, if any; exit code 0 if one does, 1 if none."""
+    from clients.answers import identification
+
     recogniser = _open(home, passphrase_file)
     cut = _threshold(recogniser, false_accept, threshold)
     audio, quality = _heard(file)
     decisions = recogniser.identify(audio, cut)
     best = decisions[0]
     if as_json:
-        # Each user is one more chance to be taken for somebody (a union bound).
-        rate = cut.false_accept and min(1.0, cut.false_accept * len(decisions))
-        _print_json(
-            speaker=best.user if best.accepted else None,
-            scores={each.user: each.score for each in decisions},
-            threshold=cut.score,
-            false_accept=rate,
-            model=best.model_hash,
-            warnings=list(quality.faults),
-        )
+        print_json(**identification(decisions, quality.faults))
     else:
         typer.echo(f"{best.user if best.accepted else 'nobody enrolled'}; {_in_words(cut)}:")
         for each in decisions:
@@ -198,12 +179,12 @@ def status(
     from clients.vault_key import protection_of
     from clients.versions import read_versions
 
-    vault = _open_vault(home, passphrase_file)
+    vault = open_vault(home, passphrase_file)
     versions, users = read_versions(vault), vault.users()
     protection = protection_of(vault.home)
     previous = versions.previous.model_hash if versions.previous else None
     if as_json:
-        _print_json(
+        print_json(
             home=str(vault.home),
             device=vault.device,
             protection=protection,
@@ -232,7 +213,7 @@ def forget(
     user: UserOption, home: HomeOption = None, passphrase_file: PassphraseOption = None
 ) -> None:
     """Destroy a user's key, and with it recordings and profiles; there is no way back."""
-    vault = _open_vault(home, passphrase_file)
+    vault = open_vault(home, passphrase_file)
     with vault.writing():
         vault.forget(vault.user(user))
     typer.echo(f"{user}: forgotten.")
@@ -259,29 +240,10 @@ def use_model(
     typer.echo(f"model {current.model_hash[:12]} is in use; users re-enrolled: {count}.")
 
 
-def _home(home: Path | None) -> Path:
-    if home is not None:
-        return home
-    import platformdirs
-
-    return platformdirs.user_data_path("fedspk", appauthor=False) / "device"
-
-
-def _open_vault(home: Path | None, passphrase_file: Path | None) -> Vault:
-    import resource
-
-    from clients.vault import Vault
-    from clients.vault_key import passphrase_source
-
-    _, most = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # a crash must not write keys to the disk
-    return Vault.open(_home(home), passphrase_source(passphrase_file))
-
-
 def _open(home: Path | None, passphrase_file: Path | None) -> Recogniser:
     from clients.recogniser import Recogniser
 
-    return Recogniser(_open_vault(home, passphrase_file))
+    return Recogniser(open_vault(home, passphrase_file))
 
 
 def _read_model(model: Path, manifest: Path | None) -> tuple[CompiledModel, Sequence[Threshold]]:
@@ -336,7 +298,3 @@ def _in_words(threshold: Threshold) -> str:
 def _calibration(version: Version) -> str:
     rates = [f"{100 * each.false_accept:g} %" for each in version.thresholds if each.false_accept]
     return f"calibrated for {', '.join(rates)} false accepts" if rates else "not calibrated"
-
-
-def _print_json(**fields: object) -> None:
-    typer.echo(json.dumps(fields, indent=2))

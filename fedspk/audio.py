@@ -5,6 +5,7 @@ Amplitudes are in units of full scale: 1.0 is 0 dBFS. Levels are in dB relative 
 
 from __future__ import annotations
 
+import io
 import stat
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -22,6 +23,10 @@ SAMPLE_RATE = 16_000
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 AudioFault: TypeAlias = Literal["unreadable", "not audio", "empty file", "too short", "silent"]
+
+# What a recording may be that does not come from the owner's own files.
+_RATES = range(8_000, 96_001)
+_MOST_CHANNELS = 8
 
 # Voice activity: a block of 10 ms is speech when its level passes all three thresholds.
 _BLOCK = SAMPLE_RATE // 100
@@ -64,13 +69,36 @@ def load_audio(path: Path) -> FloatArray:
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror}).", "unreadable") from error
     except soundfile.LibsndfileError as error:
-        raise _decoding_error(path, error) from error
-    if len(channels) == 0:
-        raise AudioError(f"{path}: holds no samples.", "too short")
-    audio = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
-    if not np.isfinite(audio).all():
-        raise AudioError(f"{path}: holds samples that are not finite numbers.", "unreadable")
-    return resample(audio, rate)
+        raise _decoding_error(str(path), error) from error
+    return _mono(channels, rate, str(path))
+
+
+def decode_audio(data: bytes, longest_s: float) -> FloatArray:
+    """Decode the content of a sound file from elsewhere: (samples,) float32, mono, 16 kHz.
+
+    Takes no more memory than `longest_s` of it needs, whatever its header says.
+
+    Raises:
+        AudioError: it is empty, damaged, not audio or too long, or its rate or number of channels
+            is not one of a recording.
+    """
+    name = "the recording"
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate = file.samplerate
+            if rate not in _RATES or file.channels > _MOST_CHANNELS:
+                raise AudioError(
+                    f"{name} has {file.channels} channels at {rate} Hz; at most {_MOST_CHANNELS} "
+                    f"at {_RATES.start} to {_RATES.stop - 1} Hz can be heard.",
+                    "unreadable",
+                )
+            most = round(longest_s * rate)
+            channels = file.read(most + 1, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise _decoding_error(name, error) from error
+    if len(channels) > most:
+        raise AudioError(f"{name} is longer than {longest_s:g} s; send less of it.", "unreadable")
+    return _mono(channels, rate, name)
 
 
 def resample(audio: FloatArray, sample_rate: int) -> FloatArray:
@@ -186,9 +214,19 @@ def _active_blocks(audio: FloatArray) -> BoolArray:
     return active
 
 
-def _decoding_error(path: Path, error: soundfile.LibsndfileError) -> AudioError:
+def _mono(channels: FloatArray, rate: int, name: str) -> FloatArray:
+    """Average (samples, channels) and convert to 16 kHz; refuse what holds no sound."""
+    if len(channels) == 0:
+        raise AudioError(f"{name}: holds no samples.", "too short")
+    audio = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
+    if not np.isfinite(audio).all():
+        raise AudioError(f"{name}: holds samples that are not finite numbers.", "unreadable")
+    return resample(audio, rate)
+
+
+def _decoding_error(name: str, error: soundfile.LibsndfileError) -> AudioError:
     """Tell a file that is no sound from a sound that is damaged."""
     unknown_format = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
     if error.code == unknown_format:
-        return AudioError(f"{path}: is not a sound file that libsndfile knows.", "not audio")
-    return AudioError(f"{path}: the sound is damaged ({error.error_string}).", "unreadable")
+        return AudioError(f"{name}: is not a sound file that libsndfile knows.", "not audio")
+    return AudioError(f"{name}: the sound is damaged ({error.error_string}).", "unreadable")

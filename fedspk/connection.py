@@ -32,6 +32,7 @@ from urllib3.response import BaseHTTPResponse
 from fedspk.errors import FedspkError
 
 _CHUNK = 256 * 1024
+_LONGEST_ANSWER = 64 * 1024
 _TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)
 _RETRIES = urllib3.Retry(total=2, redirect=0, status=0, backoff_factor=0.3, raise_on_redirect=False)
 # A server that sends less than so much in so long is given up: it could hold a device for ever.
@@ -98,6 +99,27 @@ class Connection(FetcherInterface):
                 response.release_conn()
             else:
                 response.close()
+
+    def send(
+        self, method: str, url: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
+        """Send a body, once, and return status and answer; of a long one no more than 64 KiB."""
+        try:
+            response = self._pool.request(
+                method,
+                url,
+                body=body,
+                headers=headers,
+                preload_content=False,
+                timeout=_TIMEOUT,
+                retries=False,
+            )
+            try:
+                return response.status, response.read(_LONGEST_ANSWER)
+            finally:
+                response.close()
+        except HTTPError as error:
+            self._give_up(error)
 
     def chunks(self, response: BaseHTTPResponse) -> Iterator[bytes]:
         """Yield the body as it comes."""

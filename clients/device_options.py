@@ -1,0 +1,51 @@
+"""What the commands `fedspk device` have in common: where the device is and how its vault opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from clients.vault import Vault
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The device's folder [default: in your data folder].")
+]
+PassphraseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        help="File of the vault's passphrase, yours alone [default: systemd's credential "
+        "fedspk-vault, else ask].",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def home_folder(home: Path | None) -> Path:
+    """Return the device's folder: the one given, else that in the user's data folder."""
+    if home is not None:
+        return home
+    import platformdirs
+
+    return platformdirs.user_data_path("fedspk", appauthor=False) / "device"
+
+
+def open_vault(home: Path | None, passphrase_file: Path | None) -> Vault:
+    """Open the vault of the device; from now on this process leaves no core dump."""
+    import resource
+
+    from clients.vault import Vault
+    from clients.vault_key import passphrase_source
+
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # a crash must not write keys to the disk
+    return Vault.open(home_folder(home), passphrase_source(passphrase_file))
+
+
+def print_json(**fields: object) -> None:
+    """Print fields for scripts."""
+    typer.echo(json.dumps(fields, indent=2))
