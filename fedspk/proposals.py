@@ -11,10 +11,14 @@ Rules that every party holds a proposal to before it signs:
 
 1. The base carries the signer's own signature, unless this is the first release.
 2. The version of the metadata is the base's plus one; nothing is delegated further.
-3. Nothing that was released is removed or altered, except channels.
+3. Nothing that was released is altered, except channels. A version may be withdrawn, with both its
+   files, but never the newest of its kind, so that no number is used twice.
 4. A new version has the next number, and both its files; model and manifest agree.
 5. A channel names a version of the speaker model that is in the release.
 6. The files in the folder are those of the metadata, to the byte.
+
+Only a run's intermediate versions that no channel names are withdrawn: the main server, which
+knows all channels and manifests, sees to that.
 """
 
 from __future__ import annotations
@@ -56,10 +60,11 @@ Content = bytes | Path
 
 @dataclass(frozen=True)
 class Changes:
-    """What a release adds to its base: versions by kind and number, and channels set."""
+    """What a release changes: versions added and withdrawn (kind and number), and channels set."""
 
     versions: tuple[tuple[Kind, int], ...]
     channels: tuple[ChannelName, ...]
+    withdrawn: tuple[tuple[Kind, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,22 @@ class Proposal:
 
     @classmethod
     def following(
-        cls, base: Metadata[Targets] | None, files: Mapping[str, Content], now: datetime
+        cls,
+        base: Metadata[Targets] | None,
+        files: Mapping[str, Content],
+        now: datetime,
+        withdrawn: Collection[tuple[Kind, int]] = (),
     ) -> Self:
-        """Return an unsigned proposal that sets the targets `files` and keeps all others."""
-        targets = dict(base.signed.targets) if base else {}
+        """Return an unsigned proposal that sets the targets `files` and keeps all others.
+
+        Args:
+            base: the present release, if there is one.
+            files: new targets by path.
+            now: when this is.
+            withdrawn: versions to leave out from now on.
+        """
+        before = base.signed.targets if base else {}
+        targets = {path: each for path, each in before.items() if version_at(path) not in withdrawn}
         for path, content in files.items():
             if isinstance(content, Path):
                 targets[path] = TargetFile.from_file(path, str(content))
@@ -87,7 +104,7 @@ class Proposal:
 
     @cached_property
     def changes(self) -> Changes:
-        """What the release adds.
+        """What the release adds, sets and withdraws.
 
         Raises:
             FedspkError: it breaks rule 2, 3, 4 or 5.
@@ -228,9 +245,7 @@ def _changes(base: Targets | None, release: Targets) -> Changes:
         )
     if release.delegations is not None or release.unrecognized_fields:
         raise FedspkError("the proposal says more than a release may; a release lists files only.")
-    for path in before:
-        if path not in release.targets:
-            raise FedspkError(f"the proposal removes {path}; what was released stays.")
+    withdrawn = _withdrawn(base, release)
     new = {path: each for path, each in release.targets.items() if before.get(path) != each}
     for path, target in new.items():
         _check_new(path, target, is_known=path in before)
@@ -243,7 +258,23 @@ def _changes(base: Targets | None, release: Targets) -> Changes:
             if path not in new:
                 raise FedspkError(f"the proposal adds {kind} version {number} without {path}.")
     channels = sorted(name for path in new if (name := channel_at(path)))
-    return Changes(tuple(sorted(added)), tuple(channels))
+    return Changes(tuple(sorted(added)), tuple(channels), withdrawn)
+
+
+def _withdrawn(base: Targets | None, release: Targets) -> tuple[tuple[Kind, int], ...]:
+    found = set()
+    for path in base.targets if base else ():
+        if path in release.targets:
+            continue
+        version = version_at(path)
+        if version is None or version[1] == latest_version(base, version[0]):
+            raise FedspkError(f"the proposal removes {path}; it stays until a later one is there.")
+        found.add(version)
+    for kind, number in sorted(found):
+        for path in (model_path(kind, number), manifest_path(kind, number)):
+            if path in release.targets:
+                raise FedspkError(f"the proposal withdraws {kind} version {number} without {path}.")
+    return tuple(sorted(found))
 
 
 def _check_new(path: str, target: TargetFile, is_known: bool) -> None:

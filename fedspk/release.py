@@ -153,6 +153,7 @@ class Manifest(_File):
         minimum_client: the oldest fedspk that can use it.
         created: when, in UTC.
         rolled_back_to: the version whose weights these are, when published to go back to it.
+        intermediate: whether it is a round of a run, which may be withdrawn later.
     """
 
     format: Literal[1] = 1
@@ -169,6 +170,7 @@ class Manifest(_File):
     minimum_client: str = Field(default="0.1.0", pattern=r"^\d+\.\d+\.\d+$")
     created: AwareDatetime
     rolled_back_to: Version | None = None
+    intermediate: bool = False
 
     @field_validator("created")
     @classmethod

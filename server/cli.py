@@ -334,6 +334,7 @@ def _told(proposal: Proposal) -> str:
     changes = proposal.changes
     parts = [f"{kind} version {version}" for kind, version in changes.versions]
     parts += [f"{name} = version {proposal.channel(name).version}" for name in changes.channels]
+    parts += [f"{kind} version {version} withdrawn" for kind, version in changes.withdrawn]
     return ", ".join(parts) or "the present release again"
 
 

@@ -120,6 +120,7 @@ def rollback(repository: Repository, state: State, to: int) -> Proposal:
         "parent": {"version": replaced.version, "content_hash": replaced.content_hash},
         "created": now(),
         "rolled_back_to": to,
+        "intermediate": False,
     }
     manifest = Manifest.model_validate({**old.model_dump(), **changes})
     files: dict[str, Content] = {
@@ -180,6 +181,7 @@ def publish(
     signers: Signers,
     action: str,
     forced: str | None = None,
+    who: str | None = None,
 ) -> State:
     """Sign a proposal with the keys at hand and publish it.
 
@@ -189,10 +191,13 @@ def publish(
         signers: keys at hand.
         action: the audit log's word for it.
         forced: why the evaluation gate was passed by, for the audit log.
+        who: an operator of the API; None for the user of this process.
 
     Raises:
-        FedspkError: a signature is missing, or the repository cannot be written.
+        FedspkError: a signature is missing, the repository cannot be written, or a version is
+            withdrawn that must stay.
     """
+    _check_withdrawals(repository, state, proposal)
     repository.sign(state, RELEASE, proposal.release, signers)
     changes = proposal.changes
     details: dict[str, Any] = {
@@ -200,10 +205,18 @@ def publish(
         "versions": [f"{kind} {version}" for kind, version in changes.versions],
         "channels": {name: proposal.channel(name).version for name in changes.channels},
     }
+    if changes.withdrawn:
+        details["withdrawn"] = [f"{kind} {version}" for kind, version in changes.withdrawn]
     if forced is not None:
         details["forced"] = forced
     return repository.commit(
-        state, signers, action, details=details, files=proposal.files, release=proposal.release
+        state,
+        signers,
+        action,
+        who=who,
+        details=details,
+        files=proposal.files,
+        release=proposal.release,
     )
 
 
@@ -240,6 +253,29 @@ def _channel_file(
     salt = present.salt if present else secrets.token_hex(16)
     channel = Channel(name=name, version=version, share=share, salt=salt)
     return {channel_path(name): channel.to_json()}
+
+
+def _check_withdrawals(repository: Repository, state: State, proposal: Proposal) -> None:
+    """Accept the withdrawal of intermediate versions that no channel will name."""
+    changes = proposal.changes
+    if not changes.withdrawn:
+        return
+    channels = [
+        proposal.channel(name) if name in changes.channels else repository.channel(state, name)
+        for name in CHANNELS
+    ]
+    named = {("model", each.version): each.name for each in channels if each}
+    for kind, version in changes.withdrawn:
+        if (kind, version) in named:
+            raise FedspkError(
+                f"the proposal withdraws version {version}, which channel {named[kind, version]} "
+                "names."
+            )
+        if not repository.manifest(state, kind, version).intermediate:
+            raise FedspkError(
+                f"the proposal withdraws {kind} version {version}; only a run's intermediate "
+                "versions may be."
+            )
 
 
 def _check_published(repository: Repository, state: State, version: int) -> None:

@@ -176,7 +176,7 @@ def rotate_party(
         if state.release is not None:
             proposal = proposal or renewal(state)
             check_follows(state, proposal)
-            if proposal.files:
+            if proposal.files or proposal.changes.withdrawn:
                 raise FedspkError("the proposal does more than to sign the present release again.")
             release = proposal.release
             repository.sign(replace(state, targets=targets), RELEASE, release, signers)

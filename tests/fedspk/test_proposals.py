@@ -12,7 +12,7 @@ from tuf.api.metadata import Delegations, TargetFile
 from version_repository import make_model
 
 from fedspk.errors import FedspkError
-from fedspk.proposals import Content, Proposal
+from fedspk.proposals import Content, Proposal, versions
 from fedspk.release import Channel, channel_path, draft_manifest, manifest_path, model_path
 from fedspk.signing import new_key
 
@@ -71,6 +71,43 @@ def test_nobody_signs_after_a_release_that_is_not_their_own(model: Path) -> None
         made.check_base([new_key("aggregator").public_key])
 
 
+def test_an_old_version_may_be_withdrawn_and_its_number_is_not_used_again(
+    model: Path, tmp_path: Path
+) -> None:
+    second = following(model).release
+    files = version_files(model, 3)
+    made = Proposal.following(second, files, NOW, withdrawn=[("model", 1)])
+    made.check()
+    assert made.changes.withdrawn == (("model", 1),)
+    assert versions(made.release.signed, "model") == [2, 3]
+    made.write(tmp_path / "proposal")
+    assert Proposal.read(tmp_path / "proposal").changes == made.changes
+
+
+def test_a_channel_cannot_be_set_to_what_is_withdrawn(model: Path) -> None:
+    files = version_files(model, 3, channel=1)
+    made = Proposal.following(following(model).release, files, NOW, withdrawn=[("model", 1)])
+    with pytest.raises(FedspkError, match="names version 1, which is not released"):
+        made.check()
+
+
+def _half_withdrawn(proposal: Proposal) -> Proposal:
+    third = Proposal.following(proposal.release, {}, NOW, withdrawn=[("model", 1)])
+    path = manifest_path("model", 1)
+    third.release.signed.targets[path] = proposal.release.signed.targets[path]
+    return third
+
+
+def _newest_withdrawn(proposal: Proposal) -> Proposal:
+    return Proposal.following(proposal.release, {}, NOW, withdrawn=[("model", 2)])
+
+
+def _channel_removed(proposal: Proposal) -> Proposal:
+    del proposal.release.signed.targets[channel_path("stable")]
+    kept = {path: each for path, each in proposal.files.items() if "channels" not in path}
+    return replace(proposal, files=kept)
+
+
 def _file(path: str, content: bytes = b"x") -> Callable[[Proposal], Proposal]:
     def change(proposal: Proposal) -> Proposal:
         proposal.release.signed.targets[path] = TargetFile.from_data(path, content)
@@ -121,6 +158,9 @@ BROKEN: dict[str, tuple[Callable[[Proposal], Proposal], str]] = {
     "delegates": (_delegating, "more than a release may"),
     "lives too long": (_long_lived, "no release may live longer than 180 days"),
     "removes a version": (_without(model_path("model", 1)), "removes models/1"),
+    "withdraws the newest version": (_newest_withdrawn, r"removes models/2.* until a later one"),
+    "withdraws half a version": (_half_withdrawn, "withdraws model version 1 without models/1/man"),
+    "removes a channel": (_channel_removed, "removes channels/stable.json"),
     "alters a version": (_file(manifest_path("model", 1)), "alters models/1/manifest"),
     "adds something else": (_file("../../etc/passwd"), "no part of a release"),
     "skips a number": (_file(model_path("model", 4)), r"adds model version 4; 2 is next"),
