@@ -165,6 +165,7 @@ class Repository:
         signers: Signers,
         action: str,
         *,
+        who: str | None = None,
         details: Mapping[str, Any] | None = None,
         files: Mapping[str, Content] | None = None,
         release: Metadata[Targets] | None = None,
@@ -176,7 +177,7 @@ class Repository:
         Args:
             state: what `changing` gave, or the last commit.
             signers: keys at hand; those of snapshot and timestamp must be among them.
-            action: what this is, and `details` of it, for the audit log.
+            action, who, details: for the audit log (`AuditLog.append`).
             files: new targets, listed in `release`.
             release: signed release metadata.
             targets: signed targets metadata.
@@ -203,7 +204,7 @@ class Repository:
         state.timestamp.signed.snapshot_meta = listing(state.snapshot)
         self.sign(state, Timestamp.type, state.timestamp, signers)
 
-        self.audit.append(action, state.timestamp.signed.version, **(details or {}))
+        self.audit.append(action, state.timestamp.signed.version, who, **(details or {}))
         for path, content in (files or {}).items():
             assert state.release is not None
             self.artefacts.write(_stored(state.release.signed, path), content)

@@ -33,7 +33,7 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 from fedspk.errors import FedspkError
 from fedspk.proposals import RELEASE
 from server.artefacts import Artefacts, hash_in
-from server.faults import Unavailable
+from server.faults import UnavailableError
 
 if TYPE_CHECKING:
     from server.service import Service
@@ -76,7 +76,7 @@ def static_routes(service: Service) -> APIRouter:
         try:
             return _respond(request, _find_target(artefacts, request.path_params["name"]))
         except FedspkError as error:
-            raise Unavailable(str(error)) from error
+            raise UnavailableError(str(error)) from error
 
     router = APIRouter()
     router.add_route("/metadata/{name:path}", metadata_file, ["GET"], include_in_schema=False)
@@ -103,7 +103,7 @@ class _Metadata:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError) as error:
-            raise Unavailable(f"{name}: cannot be read ({error}).") from error
+            raise UnavailableError(f"{name}: cannot be read ({error}).") from error
         etag = hashlib.sha256(content).hexdigest()
         cache = _IMMUTABLE if version else _FRESH
         return _File(etag, len(content), partial(_part, content), "application/json", cache)

@@ -1,0 +1,1 @@
+"""Alembic's migrations of the registry's tables; `Registry.open` runs them."""

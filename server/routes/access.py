@@ -1,0 +1,114 @@
+"""Who asks: an operator by his token, a device by its signature."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from fedspk.api import CLOCK_MARGIN, SignedRequest
+from server.faults import ForbiddenError, UnauthenticatedError, WrongClockError
+from server.records import Operator, Role
+from server.service import Service
+
+_bearer = HTTPBearer(
+    auto_error=False, scheme_name="operator", description="A token of `server add-operator`."
+)
+_signature = APIKeyHeader(
+    name="Authorization",
+    auto_error=False,
+    scheme_name="device",
+    description="`Fedspk-Device device=..., time=..., signature=...`, see `fedspk.api`.",
+)
+
+
+def service_of(request: Request) -> Service:
+    """Return what the app serves."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+Serving = Annotated[Service, Depends(service_of)]
+
+
+class allow:  # noqa: N801  (a dependency reads like a function)
+    """A dependency: the operator who asks, if his role is one of `roles`.
+
+    Raises (when called):
+        UnauthenticatedError: nobody has this token.
+        ForbiddenError: the role is another.
+    """
+
+    def __init__(self, *roles: Role) -> None:
+        self._roles = roles
+
+    def __call__(
+        self,
+        service: Serving,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    ) -> Operator:
+        """Return who asks."""
+        if credentials is None:
+            raise UnauthenticatedError("an operator's token is needed: Authorization: Bearer.")
+        operator = service.registry.operator(credentials.credentials)
+        if operator is None:
+            raise UnauthenticatedError("no operator has this token.")
+        if operator.role not in self._roles:
+            raise ForbiddenError(
+                f"the role {operator.role} may not do this; it takes {' or '.join(self._roles)}."
+            )
+        return operator
+
+
+Reader = Annotated[Operator, Depends(allow("viewer", "operator"))]
+Releaser = Annotated[Operator, Depends(allow("operator", "aggregator"))]
+Changer = Annotated[Operator, Depends(allow("operator"))]
+
+
+async def _raw_body(request: Request) -> bytes:
+    return await request.body()
+
+
+class Signature:
+    """The signature of a request, not believed yet."""
+
+    def __init__(
+        self,
+        request: Request,
+        body: Annotated[bytes, Depends(_raw_body)],
+        service: Serving,
+        header: Annotated[str | None, Depends(_signature)],
+    ) -> None:
+        self._request, self._body, self._clock = request, body, service.clock
+        self._signed = SignedRequest.from_header(header or "")
+
+    def check(self, device: str, public_key: bytes) -> int:
+        """Accept a request that the owner of `public_key` signed for `device` just now.
+
+        Returns:
+            When, in milliseconds since 1970.
+
+        Raises:
+            UnauthenticatedError: he did not.
+            WrongClockError: he signed it at another time.
+        """
+        signed, request = self._signed, self._request
+        if signed is None:
+            raise UnauthenticatedError("a device's signature is needed; see fedspk.api.")
+        if signed.device != device or not signed.verifies(
+            public_key, request.method, request.url.path, self._body
+        ):
+            raise UnauthenticatedError("the request is not signed by this device.")
+        now = round(self._clock().timestamp() * 1000)
+        if abs(now - signed.time_ms) > CLOCK_MARGIN / timedelta(milliseconds=1):
+            raise WrongClockError(
+                "the request is signed at another time than the server's; set the device's clock.",
+                now,
+            )
+        return signed.time_ms
+
+
+Signed = Annotated[Signature, Depends()]

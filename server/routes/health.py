@@ -1,0 +1,47 @@
+"""Whether the server works, for whoever watches it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from fedspk.errors import FedspkError
+from server.routes.access import Serving
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """What works.
+
+    Args:
+        repository: whether it can be read, and its metadata have not expired.
+        database: whether it answers.
+        timestamp_seconds: until the timestamp expires and devices refuse; below 0 it has.
+    """
+
+    repository: bool
+    database: bool
+    timestamp_seconds: int | None
+
+
+@router.get("/healthz", responses={503: {"model": Health}})
+def healthz(service: Serving, response: Response) -> Health:
+    """Say whether all works; nothing here is secret, so that no token is needed."""
+    left = None
+    try:
+        expires = service.view().state.timestamp.signed.expires
+        left = int((expires - service.clock()).total_seconds())
+    except FedspkError:
+        pass
+    try:
+        service.registry.ping()
+        database = True
+    except FedspkError:
+        database = False
+    health = Health(
+        repository=left is not None and left > 0, database=database, timestamp_seconds=left
+    )
+    if not (health.repository and health.database):
+        response.status_code = 503
+    return health
