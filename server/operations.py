@@ -207,6 +207,9 @@ def publish(
     }
     if changes.withdrawn:
         details["withdrawn"] = [f"{kind} {version}" for kind, version in changes.withdrawn]
+    trained = _rounds(proposal)
+    if trained:
+        details["rounds"] = trained
     if forced is not None:
         details["forced"] = forced
     return repository.commit(
@@ -253,6 +256,21 @@ def _channel_file(
     salt = present.salt if present else secrets.token_hex(16)
     channel = Channel(name=name, version=version, share=share, salt=salt)
     return {channel_path(name): channel.to_json()}
+
+
+def _rounds(proposal: Proposal) -> list[dict[str, int | None]]:
+    """Return who took part in the rounds that new versions come from: the log outlives them."""
+    added = [proposal.manifest(*each) for each in proposal.changes.versions]
+    return [
+        {
+            "version": each.version,
+            "round": each.training.round,
+            "cohort": each.training.cohort_size,
+            "survivors": each.training.survivors,
+        }
+        for each in added
+        if each.training and each.training.round is not None and each.rolled_back_to is None
+    ]
 
 
 def _check_withdrawals(repository: Repository, state: State, proposal: Proposal) -> None:
