@@ -10,14 +10,15 @@ all of them, verification hears the first clip, as calibrated thresholds were fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from clients.compiled import CompiledEngine, CompiledModel
-from clients.vault import User, Vault, from_pcm, to_pcm
+from clients.vault import UnknownUserError, User, Vault, from_pcm, to_pcm
 from clients.vault_key import AskPassphrase, Protection
 from clients.versions import (
     Threshold,
@@ -64,17 +65,61 @@ def create_device(
             be guarded as asked.
     """
     vault = Vault.prepare(home)
-    CompiledEngine(model)  # refused here if it does not load
-    with vault.writing():
-        write_versions(vault, Versions(store_model(vault.home, model, thresholds)))
-        vault.keep(protection, ask)
+    start_device(vault, model, thresholds, protection, ask)
     return vault
 
 
-class Recogniser:
-    """The users of one device, under the model version in use.
+def start_device(
+    vault: Vault,
+    model: CompiledModel,
+    thresholds: Sequence[Threshold],
+    protection: Protection,
+    ask: AskPassphrase,
+    number: int | None = None,
+) -> None:
+    """Give a vault that was prepared its first model, and keep its key: it is a device's then.
 
-    Another process may take another version into use meanwhile: every call looks and follows.
+    Raises:
+        FedspkError: the vault key cannot be guarded as asked.
+    """
+    CompiledEngine(model)  # refused here if it does not load
+    with vault.writing():
+        write_versions(vault, Versions(store_model(vault.home, model, thresholds, number)))
+        vault.keep(protection, ask)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready to take over: loaded, and with profiles of the users it has seen.
+
+    Args:
+        model: the model, compiled.
+        engine: the same, loaded.
+        thresholds: its calibrated decision thresholds.
+        number: under which a main server published it; None if none did.
+        profiles: by user id and revision.
+    """
+
+    model: CompiledModel
+    engine: CompiledEngine
+    thresholds: tuple[Threshold, ...]
+    number: int | None
+    profiles: Mapping[tuple[str, int], VersionedProfile]
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """What decides at present."""
+
+    versions: Versions
+    engine: CompiledEngine
+
+
+class Recogniser:
+    """The users of one device, under the model version in use; several threads may share it.
+
+    Another process may take another version into use meanwhile: every call looks and follows. While
+    one thread loads that version, the others go on with the one before.
 
     Raises (all methods):
         VaultError: a box was altered.
@@ -83,8 +128,17 @@ class Recogniser:
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
-        self.versions = read_versions(vault)
-        self._engine = CompiledEngine(load_model(vault.home, self.versions.current))
+        self._loading = Lock()
+        self._serving = self._load(read_versions(vault))
+
+    @property
+    def versions(self) -> Versions:
+        """The version that decides at present, and the one before."""
+        return self._serving.versions
+
+    def follow(self) -> None:
+        """Load the version in use, where another process has changed it."""
+        self._follow(wait=True)
 
     def enrol(self, name: str, recordings: Sequence[FloatArray]) -> User:
         """Enrol a user, or add recordings (samples,) float32 at 16 kHz to one who is.
@@ -95,50 +149,102 @@ class Recogniser:
         vault = self._vault
         sounds = [to_pcm(audio) for audio in recordings]
         with vault.writing():
-            self._follow()
+            engine = self._follow(wait=True).engine
             before = next((user for user in vault.users() if user.is_called(name)), None)
             known = vault.recordings(before) if before else []
-            profile = self._profile(self._engine, [*known, *map(from_pcm, sounds)])
+            profile = self._profile(engine, [*known, *map(from_pcm, sounds)])
             user = vault.enrol(before, name, sounds)
             vault.save_profile(user, profile)
             vault.commit(user)
         return user
 
-    def verify(self, name: str, audio: FloatArray, threshold: Threshold) -> Decision:
+    def verify(self, name: str, audio: FloatArray, cut: Threshold | float) -> Decision:
         """Compare a voice, (samples,) float32 at 16 kHz, with a user's profile.
 
-        Raises:
-            FedspkError: nobody of this name is enrolled, or there is no speech.
-        """
-        self._follow()
-        return self._decide(self._vault.user(name), self._embed(audio), threshold)
+        Args:
+            name: whose voice it is said to be.
+            audio: the voice.
+            cut: the score to reach, or the false-accept rate (0 to 1) that the model's own
+                calibration turns into one.
 
-    def identify(self, audio: FloatArray, threshold: Threshold) -> list[Decision]:
+        Raises:
+            FedspkError: nobody of this name is enrolled, there is no speech, or the model is not
+                calibrated for the rate.
+        """
+        serving = self._follow()
+        threshold = _threshold(serving, cut)
+        user = self._vault.user(name)
+        return self._decide(serving.engine, user, _embedding(serving.engine, audio), threshold)
+
+    def identify(self, audio: FloatArray, cut: Threshold | float) -> list[Decision]:
         """Compare a voice, (samples,) float32 at 16 kHz, with all users' profiles; best first.
 
+        Args:
+            audio: the voice.
+            cut: see `verify`.
+
         Raises:
-            FedspkError: nobody is enrolled, or there is no speech.
+            FedspkError: nobody is enrolled, there is no speech, or the model is not calibrated for
+                the rate.
         """
-        self._follow()
+        serving = self._follow()
+        threshold = _threshold(serving, cut)
         users = self._vault.users()
         if not users:
-            raise FedspkError("nobody is enrolled; do it with `fedspk device enroll`.")
-        embedding = self._embed(audio)
-        decisions = [self._decide(user, embedding, threshold) for user in users]
+            raise UnknownUserError("nobody is enrolled; do it with `fedspk device enroll`.")
+        engine = serving.engine
+        embedding = _embedding(engine, audio)
+        decisions = [self._decide(engine, user, embedding, threshold) for user in users]
         return sorted(decisions, key=lambda each: -each.score)
 
-    def use_model(self, model: CompiledModel, thresholds: Sequence[Threshold]) -> int:
-        """Re-enrol all users under a new model, then use it; return how many were.
+    def prepare(
+        self, model: CompiledModel, thresholds: Sequence[Threshold], number: int | None = None
+    ) -> Prepared:
+        """Load a model and make profiles of all users with it, in memory alone.
+
+        The vault stays free meanwhile; `swap` catches up with what changes there.
+
+        Args:
+            model: the model, compiled.
+            thresholds: its calibrated decision thresholds.
+            number: under which a main server published it.
+        """
+        engine, vault = CompiledEngine(model), self._vault
+        profiles = {}
+        for user in vault.users():
+            if not vault.has_profile(user, engine.model_hash):
+                try:
+                    recordings = vault.recordings(user)
+                except FedspkError:
+                    continue  # forgotten just now, or damaged: `swap` looks again, undisturbed
+                profiles[user.id, user.revision] = self._profile(engine, recordings)
+        return Prepared(model, engine, tuple(thresholds), number, profiles)
+
+    def swap(self, prepared: Prepared) -> int:
+        """Use a prepared model from now on; return how many users were re-enrolled for it.
 
         Up to the last step the old model serves, and a killed process leaves it in use.
         """
-        engine = CompiledEngine(model)
         with self._vault.writing():
-            self._follow()
-            old = self.versions
-            version = store_model(self._vault.home, model, thresholds)
+            old = read_versions(self._vault)
+            version = store_model(
+                self._vault.home, prepared.model, prepared.thresholds, prepared.number
+            )
             is_same = version.model_hash == old.current.model_hash
-            return self._swap(Versions(version, old.previous if is_same else old.current), engine)
+            versions = Versions(version, old.previous if is_same else old.current)
+            return self._change(versions, prepared.engine, prepared.profiles)
+
+    def use_model(
+        self, model: CompiledModel, thresholds: Sequence[Threshold], number: int | None = None
+    ) -> int:
+        """Re-enrol all users under a new model, then use it; return how many were.
+
+        Args:
+            model: the model, compiled.
+            thresholds: its calibrated decision thresholds.
+            number: under which a main server published it.
+        """
+        return self.swap(self.prepare(model, thresholds, number))
 
     def use_previous(self) -> int:
         """Go back to the version before; return how many users had to be re-enrolled.
@@ -149,37 +255,59 @@ class Recogniser:
             FedspkError: there is no previous version.
         """
         with self._vault.writing():
-            self._follow()
-            old = self.versions
+            old = read_versions(self._vault)
             if old.previous is None:
                 raise FedspkError("this device has had one model only; there is no previous one.")
             engine = CompiledEngine(load_model(self._vault.home, old.previous))
-            return self._swap(Versions(old.previous, old.current), engine)
+            return self._change(Versions(old.previous, old.current), engine, {})
 
-    def _swap(self, versions: Versions, engine: CompiledEngine) -> int:
+    def label(self, number: int, thresholds: Sequence[Threshold]) -> None:
+        """Say which published version the model in use is, and how that is calibrated."""
+        with self._vault.writing():
+            serving = self._follow(wait=True)
+            current = replace(serving.versions.current, number=number, thresholds=tuple(thresholds))
+            versions = replace(serving.versions, current=current)
+            write_versions(self._vault, versions)
+            self._serving = _Serving(versions, serving.engine)
+
+    def _change(
+        self,
+        versions: Versions,
+        engine: CompiledEngine,
+        profiles: Mapping[tuple[str, int], VersionedProfile],
+    ) -> int:
         vault = self._vault
         users = [user for user in vault.users() if not vault.has_profile(user, engine.model_hash)]
         for user in users:
-            vault.save_profile(user, self._profile(engine, vault.recordings(user)))
+            made = profiles.get((user.id, user.revision))
+            vault.save_profile(user, made or self._profile(engine, vault.recordings(user)))
         write_versions(vault, versions)
-        self.versions, self._engine = versions, engine
+        self._serving = _Serving(versions, engine)
         drop_models(vault.home, versions)
         vault.drop_profiles({version.model_hash for version in versions.kept})
         return len(users)
 
-    def _follow(self) -> None:
-        versions = read_versions(self._vault)
-        if versions.current != self.versions.current:
-            self._engine = CompiledEngine(load_model(self._vault.home, versions.current))
-        self.versions = versions
+    def _follow(self, *, wait: bool = False) -> _Serving:
+        """Return what decides; with `wait` the version in use, even if another thread loads it."""
+        if read_versions(self._vault) != self._serving.versions and self._loading.acquire(wait):
+            try:
+                versions = read_versions(self._vault)
+                if versions.current.digest != self._serving.versions.current.digest:
+                    self._serving = self._load(versions)
+                else:
+                    self._serving = replace(self._serving, versions=versions)
+            finally:
+                self._loading.release()
+        return self._serving
 
-    def _decide(self, user: User, embedding: FloatArray, threshold: Threshold) -> Decision:
-        model_hash = self._engine.model_hash
-        score = self._vault.profile(user, model_hash).score(embedding, model_hash)
-        return Decision(user.name, score, threshold, model_hash)
+    def _load(self, versions: Versions) -> _Serving:
+        return _Serving(versions, CompiledEngine(load_model(self._vault.home, versions.current)))
 
-    def _embed(self, audio: FloatArray) -> FloatArray:
-        return self._engine.embed(trim_silence(audio))
+    def _decide(
+        self, engine: CompiledEngine, user: User, embedding: FloatArray, threshold: Threshold
+    ) -> Decision:
+        score = self._vault.profile(user, engine.model_hash).score(embedding, engine.model_hash)
+        return Decision(user.name, score, threshold, engine.model_hash)
 
     @staticmethod
     def _profile(engine: CompiledEngine, recordings: Sequence[FloatArray]) -> VersionedProfile:
@@ -190,6 +318,14 @@ class Recogniser:
             raise FedspkError("an enrolment needs at least one recording.")
         embeddings = np.stack([engine.embed(clip) for clip in clips])
         return VersionedProfile(engine.model_hash, SpeakerProfile.of(embeddings))
+
+
+def _threshold(serving: _Serving, cut: Threshold | float) -> Threshold:
+    return cut if isinstance(cut, Threshold) else serving.versions.current.threshold(cut)
+
+
+def _embedding(engine: CompiledEngine, audio: FloatArray) -> FloatArray:
+    return engine.embed(trim_silence(audio))
 
 
 def _clips(speech: FloatArray, samples: int) -> list[FloatArray]:

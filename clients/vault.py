@@ -3,6 +3,9 @@
     home/vault.key              the vault key, sealed itself (`clients.vault_key`)
     home/state.box              which model versions are in use (`clients.versions`)
     home/registration.box       the main server that knows the device (`clients.registration`)
+    home/server.box             the main server whose versions it follows (`clients.followed`)
+    home/check.box              how the last look for a new version went (`clients.followed`)
+    home/remote/                what the main server signed, and downloads: nothing of the device
     home/users/<id>/user.key    the user's data key, sealed under the vault key
     home/users/<id>/card.box    the user's name and list of recordings
     home/users/<id>/<n>.audio   a recording, 16-bit PCM at 16 kHz
@@ -57,6 +60,7 @@ _FORMAT = 1
 _FORGOTTEN = b"forgotten"
 _USER_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_NAME = 200
+_MADE_FIRST = {"models", "remote", "state.box", "server.box", "lock", "update.lock"}
 
 
 class VaultError(FedspkError):
@@ -65,6 +69,10 @@ class VaultError(FedspkError):
 
 class UnknownUserError(FedspkError):
     """Nobody of this name is enrolled."""
+
+
+Note = Literal["server", "check"]
+"""Boxes that may be absent."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class User:
 class _Place:
     """What a box holds and where it belongs: with format and device, its associated data."""
 
-    kind: Literal["state", "registration", "user key", "card", "audio", "profile"]
+    kind: Literal["state", "registration", "user key", "card", "audio", "profile"] | Note
     user: str = ""
     model_hash: str = ""
     item: int = 0
@@ -128,7 +136,7 @@ class Vault:
             raise FedspkError(f"{home}: is a device's folder already; choose another one.")
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(home)
-        strange = {path.name for path in home.iterdir()} - {"models", "state.box", "lock"}
+        strange = {path.name for path in home.iterdir()} - _MADE_FIRST
         if any(not name.endswith(PARTIAL) for name in strange):
             raise FedspkError(f"{home}: holds other files; choose an empty folder.")
         return cls(home, new_key())
@@ -177,6 +185,15 @@ class Vault:
         """Note that the main server at an address knows the device."""
         path = self.home / "registration.box"
         self._seal(self._key, path, address.encode(), _Place("registration"))
+
+    def read_note(self, kind: Note) -> bytes | None:
+        """Return what `write_note` wrote; None if nothing was."""
+        path = self.home / f"{kind}.box"
+        return self._unseal(self._key, path, _Place(kind)) if path.exists() else None
+
+    def write_note(self, kind: Note, content: bytes) -> None:
+        """Replace a note."""
+        self._seal(self._key, self.home / f"{kind}.box", content, _Place(kind))
 
     def users(self) -> list[User]:
         """Return who is enrolled, by name."""

@@ -10,12 +10,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clients.compiled import CompiledModel
 from clients.vault import Vault
 from fedspk.errors import FedspkError
 from fedspk.files import write_bytes
+
+if TYPE_CHECKING:
+    from fedspk.release import Manifest
+
+
+class NotCalibratedError(FedspkError):
+    """A model has no threshold for a false-accept rate."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +45,30 @@ class Version:
         digest: SHA-256 of the compiled model.
         samples: audio samples that the model hears, at 16 kHz.
         thresholds: its calibrated decision thresholds, by rising false-accept rate.
+        number: under which a main server published it; None if it came from a file.
     """
 
     model_hash: str
     digest: str
     samples: int
     thresholds: tuple[Threshold, ...] = ()
+    number: int | None = None
 
     def threshold(self, false_accept: float) -> Threshold:
         """Return the calibrated threshold with the greatest rate that is at most `false_accept`.
 
         Raises:
-            FedspkError: the model came without thresholds, or with none so strict.
+            NotCalibratedError: the model came without thresholds, or with none so strict.
         """
         rates = {each.false_accept: each for each in self.thresholds if each.false_accept}
         if not rates:
-            raise FedspkError(
+            raise NotCalibratedError(
                 "this model came without calibrated thresholds, so that no score can be called "
                 "an acceptance; give its --manifest when taking it into use, or a --threshold."
             )
         fitting = [rate for rate in rates if rate <= false_accept]
         if not fitting:
-            raise FedspkError(
+            raise NotCalibratedError(
                 f"this model has no threshold for a false-accept rate of {false_accept:g} or "
                 f"less; its strictest is for {min(rates):g}."
             )
@@ -95,10 +104,15 @@ def write_versions(vault: Vault, versions: Versions) -> None:
     vault.write_state(json.dumps(asdict(versions)).encode())
 
 
-def store_model(home: Path, model: CompiledModel, thresholds: Sequence[Threshold]) -> Version:
+def store_model(
+    home: Path,
+    model: CompiledModel,
+    thresholds: Sequence[Threshold],
+    number: int | None = None,
+) -> Version:
     """Write a compiled model and return the version that it is; nothing uses it yet."""
     write_bytes(_path(home, model.digest), model.graph, 0o600)
-    return Version(model.model_hash, model.digest, model.samples, tuple(thresholds))
+    return Version(model.model_hash, model.digest, model.samples, tuple(thresholds), number)
 
 
 def load_model(home: Path, version: Version) -> CompiledModel:
@@ -130,6 +144,11 @@ def drop_models(home: Path, versions: Versions) -> None:
 
 def _path(home: Path, digest: str) -> Path:
     return home / "models" / f"{digest}.onnx"
+
+
+def thresholds_of(manifest: Manifest) -> tuple[Threshold, ...]:
+    """Return the calibrated thresholds that a manifest states."""
+    return tuple(Threshold(each.threshold, each.false_accept_rate) for each in manifest.thresholds)
 
 
 def _version(content: dict[str, Any]) -> Version:

@@ -14,7 +14,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from tuf.api.exceptions import DownloadHTTPError
@@ -67,12 +66,7 @@ class Connection(FetcherInterface):
         self.address = address.rstrip("/")
         self.clock_error: timedelta | None = None
         context = _context(ca) if parts.scheme == "https" else None
-        proxy = None if proxy_bypass(parts.hostname) else getproxies().get(parts.scheme)
-        self._pool: urllib3.PoolManager = (
-            urllib3.ProxyManager(proxy, ssl_context=context)
-            if proxy
-            else urllib3.PoolManager(ssl_context=context)
-        )
+        self._pool = urllib3.PoolManager(ssl_context=context)
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:

@@ -80,7 +80,7 @@ class RemoteVersions:
     Args:
         address: the server's base URL, https://HOST:PORT (or http).
         folder: trusted metadata and broken downloads are kept here.
-        root: the content of root.json; needed the first time, disregarded later.
+        root: the content of root.json; needed the first time, kept for later.
         ca: certificates to trust in place of the system's, in PEM.
 
     Raises:
@@ -96,21 +96,13 @@ class RemoteVersions:
         self.folder = Path(folder)
         self._connection = Connection(address, ca)
         self.address = self._connection.address
-        if root is not None and not (self.folder / _ROOT).exists():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                self._updater(root)
-            except VersionsRefused as error:
-                raise FedspkError(f"the root given is not root metadata ({error}).") from error
-            write_bytes(self.folder / _ROOT, root)
-        if not (self.folder / _ROOT).exists():
-            raise FedspkError(f"{folder}: no root is trusted yet; give the server's root.json.")
+        self._root = self._trusted_root(root)
         self._verified: Updater | None = None
         self._release: Metadata[Targets] | None = None
 
     def refresh(self) -> None:
         """Take the server's present state, if it is to be trusted."""
-        updater = self._updater((self.folder / _ROOT).read_bytes())
+        updater = self._updater(self._root)
         release = None
         with self._faults():
             updater.refresh()
@@ -183,6 +175,27 @@ class RemoteVersions:
                 raise
             download.move(Path(path))
         return manifest
+
+    def _trusted_root(self, given: bytes | None) -> bytes:
+        """Return the root that trust starts from: the given one, else the one kept before."""
+        stored = self.folder / _ROOT
+        if given is None:
+            if not stored.exists():
+                raise FedspkError(
+                    f"{self.folder}: no root is trusted yet; give the server's root.json."
+                )
+            return stored.read_bytes()
+        if not stored.exists() or stored.read_bytes() != given:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._updater(given)
+            except VersionsRefused as error:
+                raise FedspkError(
+                    "the root given is not root metadata; use the root.json that the main server's "
+                    "operator hands out."
+                ) from error
+            write_bytes(stored, given)
+        return given
 
     def _updater(self, root: bytes) -> Updater:
         with self._faults():

@@ -1,0 +1,131 @@
+"""Which main server a device follows, and how its last look for a new version went; both sealed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clients.vault import Vault
+
+if TYPE_CHECKING:
+    from fedspk.api import Failure
+    from fedspk.release import ChannelName
+
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(hours=1), timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class MainServer:
+    """A main server that a device follows.
+
+    Args:
+        address: its base URL.
+        root: the root metadata that the device trusts, as JSON.
+        ca: file of the certificates (PEM) to trust in place of the system's.
+    """
+
+    address: str
+    root: bytes
+    ca: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a device could not follow.
+
+    Args:
+        failure: in one word.
+        sentence: for the owner.
+        version: that would not do; None if it did not come to one.
+        client: the fedspk that tried.
+        tries: how often that was.
+        since: when it was tried last, in UTC.
+    """
+
+    failure: Failure
+    sentence: str
+    version: int | None
+    client: str
+    tries: int
+    since: datetime
+
+    def is_about(self, failure: Failure, version: int | None) -> bool:
+        """Say whether this is the same trouble with the same version."""
+        return (self.failure, self.version) == (failure, version)
+
+    def pause(self) -> timedelta:
+        """Return how long the version is left alone: an hour, then twice as long, up to a week."""
+        return min(_FIRST_PAUSE * (1 << min(self.tries - 1, 10)), _LONGEST_PAUSE)
+
+
+@dataclass(frozen=True)
+class LastCheck:
+    """How a device last looked for a new version.
+
+    Args:
+        at: when, in UTC.
+        channel: that the device follows, as far as it knows.
+        trouble: what kept it from following, if anything did.
+        misfit: the trouble with a version that would not do, as long as it is the one to follow.
+    """
+
+    at: datetime
+    channel: ChannelName | None
+    trouble: Trouble | None = None
+    misfit: Trouble | None = None
+
+
+def read_server(vault: Vault) -> MainServer | None:
+    """Return the main server that a device follows; None if it follows none.
+
+    Raises:
+        VaultError: the note was altered.
+    """
+    note = vault.read_note("server")
+    if note is None:
+        return None
+    found = json.loads(note)
+    ca = Path(found["ca"]) if found["ca"] else None
+    return MainServer(found["address"], found["root"].encode(), ca)
+
+
+def write_server(vault: Vault, server: MainServer) -> None:
+    """Let a device follow this main server."""
+    content = {
+        "address": server.address,
+        "root": server.root.decode(),
+        "ca": str(server.ca.absolute()) if server.ca else None,
+    }
+    vault.write_note("server", json.dumps(content).encode())
+
+
+def read_check(vault: Vault) -> LastCheck | None:
+    """Return how the last check went; None before the first.
+
+    Raises:
+        VaultError: the note was altered.
+    """
+    note = vault.read_note("check")
+    if note is None:
+        return None
+    found = json.loads(note)
+    return LastCheck(
+        datetime.fromisoformat(found["at"]),
+        found["channel"],
+        _trouble(found["trouble"]),
+        _trouble(found["misfit"]),
+    )
+
+
+def write_check(vault: Vault, check: LastCheck) -> None:
+    """Note how a check went."""
+    vault.write_note("check", json.dumps(asdict(check), default=datetime.isoformat).encode())
+
+
+def _trouble(content: dict[str, Any] | None) -> Trouble | None:
+    if content is None:
+        return None
+    return Trouble(**{**content, "since": datetime.fromisoformat(content["since"])})

@@ -1,0 +1,278 @@
+"""A device follows its main server: what one look for a new version does.
+
+1. The server's metadata are verified, and the device's channel says which version it is to use.
+2. If the device has another, that version is downloaded, checked, compiled, and all users are
+   re-enrolled with it; then it takes over in one step. A version whose weights the device still has
+   takes over at once.
+3. Whatever goes wrong, the version in use goes on serving. A version that would not do is left
+   alone for a while, unless fedspk itself was updated since.
+
+One process at a time looks; verification and enrolment never wait for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from clients.compiled import CompiledModel, compile_model
+from clients.followed import (
+    LastCheck,
+    MainServer,
+    Trouble,
+    read_check,
+    read_server,
+    write_check,
+    write_server,
+)
+from clients.recogniser import Recogniser, start_device
+from clients.vault import Vault, VaultError
+from clients.vault_key import AskPassphrase, Protection
+from clients.versions import Version, read_versions, thresholds_of
+from fedspk import __version__
+from fedspk.api import DeviceState, Failure, Report
+from fedspk.errors import FedspkError
+from fedspk.files import DiskFullError, explained
+from fedspk.release import Channel
+from fedspk.remote import OnBytes, RemoteVersions, VersionsRefused, VersionsUnreachable
+
+_LASTING: tuple[Failure, ...] = ("incompatible", "refused")
+"""Failures of a version that trying it again at once would not cure."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a device runs after a check.
+
+    Args:
+        version: in use now.
+        channel: that the device follows; None where the server has named no version yet, or could
+            not be asked.
+        changed: whether another version took over.
+        re_enrolled: how many users were re-enrolled for it.
+        trouble: what kept the device from following, if anything did.
+    """
+
+    version: Version
+    channel: Channel | None
+    changed: bool = False
+    re_enrolled: int = 0
+    trouble: Trouble | None = None
+
+    @property
+    def state(self) -> DeviceState:
+        """What the device tells its main server."""
+        return "failed" if self.trouble else "serving"
+
+    def report(self) -> Report:
+        """Return what the device tells its main server."""
+        return Report(
+            version=self.version.number,
+            content_hash=self.version.model_hash,
+            state=self.state,
+            failure=self.trouble.failure if self.trouble else None,
+            attempted=self.trouble.version if self.trouble else None,
+            client=__version__,
+        )
+
+
+class UpdateRunningError(FedspkError):
+    """Another process is looking for a new version."""
+
+
+class Updater:
+    """Lets a device follow its main server.
+
+    Args:
+        vault: the device's.
+        recogniser: what serves in this process, if anything does; it changes to the new version.
+        on_bytes: told how much of a download has come.
+        now: the time in UTC.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        recogniser: Recogniser | None = None,
+        *,
+        on_bytes: OnBytes | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._vault = vault
+        self._recogniser = recogniser
+        self._on_bytes = on_bytes
+        self._now = now
+
+    def check(self, *, again: bool = False) -> Outcome:
+        """Look for a new version once, and take it into use.
+
+        Args:
+            again: try a version even if it would not do a short while ago.
+
+        Raises:
+            FedspkError: the device follows no main server, or the outcome cannot be noted.
+            UpdateRunningError: another process is looking.
+            VaultError: a box was altered.
+        """
+        vault = self._vault
+        server = read_server(vault)
+        if server is None:
+            raise FedspkError(
+                "this device follows no main server; make one that does with "
+                "`fedspk device init --server`."
+            )
+        with _alone(vault.home):
+            last = read_check(vault)
+            outcome = self._take(server, last, again)
+            with vault.writing():
+                write_check(vault, self._noted(outcome, last))
+        return outcome
+
+    def _take(self, server: MainServer, last: LastCheck | None, again: bool) -> Outcome:
+        current, channel = read_versions(self._vault).current, None
+        misfit = last.misfit if last else None
+        try:
+            remote = _remote(self._vault, server)
+            remote.refresh()
+            channel = remote.channel_of(self._vault.device)
+            if channel is None or channel.version == current.number:
+                return Outcome(current, channel)
+            if misfit and not again and self._is_left_alone(misfit, channel.version):
+                return Outcome(current, channel, trouble=misfit)
+            count = self._change(remote, channel.version)
+            return Outcome(read_versions(self._vault).current, channel, True, count)
+        except VaultError:
+            raise
+        except (FedspkError, OSError) as error:
+            wanted = channel.version if channel else None
+            return Outcome(current, channel, trouble=self._trouble(error, wanted, last))
+
+    def _change(self, remote: RemoteVersions, number: int) -> int:
+        """Use another version from now on and return how many users were re-enrolled."""
+        vault = self._vault
+        manifest = remote.manifest("model", number)
+        versions = read_versions(vault)
+        recogniser = self._recogniser or Recogniser(vault)
+        count = 0
+        if versions.previous and versions.previous.model_hash == manifest.content_hash:
+            count = recogniser.use_previous()
+        elif versions.current.model_hash != manifest.content_hash:
+            compiled = _fetch(vault, remote, number, self._on_bytes)
+            prepared = recogniser.prepare(compiled, thresholds_of(manifest), number)
+            return recogniser.swap(prepared)
+        recogniser.label(number, thresholds_of(manifest))
+        return count
+
+    def _is_left_alone(self, trouble: Trouble, number: int) -> bool:
+        return (
+            trouble.version == number
+            and trouble.client == __version__
+            and trouble.failure in _LASTING
+            and trouble.since <= self._now() < trouble.since + trouble.pause()
+        )
+
+    def _trouble(
+        self, error: FedspkError | OSError, wanted: int | None, last: LastCheck | None
+    ) -> Trouble:
+        if isinstance(error, OSError):
+            error = explained(error, self._vault.home)
+        failure = _failure(error)
+        earlier = [last.trouble, last.misfit] if last else []
+        tries = [each.tries for each in earlier if each and each.is_about(failure, wanted)]
+        count = max(tries, default=0) + 1
+        return Trouble(failure, str(error), wanted, __version__, count, self._now())
+
+    def _noted(self, outcome: Outcome, last: LastCheck | None) -> LastCheck:
+        before = last or LastCheck(self._now(), None)
+        channel = outcome.channel.name if outcome.channel else before.channel
+        trouble, misfit = outcome.trouble, None
+        if trouble:
+            is_lasting = trouble.version is not None and trouble.failure in _LASTING
+            misfit = trouble if is_lasting else before.misfit
+        return LastCheck(self._now(), channel, trouble, misfit)
+
+
+def create_following_device(
+    home: Path,
+    server: MainServer,
+    protection: Protection,
+    ask: AskPassphrase,
+    on_bytes: OnBytes | None = None,
+) -> tuple[Vault, Channel]:
+    """Make a folder a device's that follows a main server; return its vault and its channel.
+
+    An interrupted call can be repeated.
+
+    Raises:
+        FedspkError: the folder will not do (see `clients.recogniser.create_device`), the server has
+            published no version for devices, or the version will not do.
+        VersionsUnreachable: the server cannot be reached.
+        VersionsRefused: what it shows is not to be trusted.
+    """
+    vault = Vault.prepare(home)
+    with _alone(vault.home):
+        remote = _remote(vault, server)
+        remote.refresh()
+        channel = remote.channel_of(vault.device)
+        if channel is None:
+            raise FedspkError(
+                f"{server.address}: has published no version for devices yet; run init again when "
+                "it has."
+            )
+        thresholds = thresholds_of(remote.manifest("model", channel.version))
+        compiled = _fetch(vault, remote, channel.version, on_bytes)
+        with vault.writing():
+            write_server(vault, server)
+            write_check(vault, LastCheck(datetime.now(UTC), channel.name))
+        start_device(vault, compiled, thresholds, protection, ask, channel.version)
+    return vault, channel
+
+
+def _remote(vault: Vault, server: MainServer) -> RemoteVersions:
+    return RemoteVersions(server.address, vault.home / "remote", server.root, server.ca)
+
+
+def _fetch(
+    vault: Vault, remote: RemoteVersions, number: int, on_bytes: OnBytes | None
+) -> CompiledModel:
+    """Download a version and compile it."""
+    path = vault.home / "remote" / "model.safetensors"
+    try:
+        remote.fetch("model", number, path, on_bytes=on_bytes)
+        return compile_model(path)
+    except FedspkError as error:
+        if isinstance(error, (DiskFullError, VersionsRefused, VersionsUnreachable)):
+            raise
+        raise VersionsRefused(str(error), "incompatible") from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _failure(error: FedspkError) -> Failure:
+    if isinstance(error, VersionsUnreachable):
+        return "unreachable"
+    if isinstance(error, VersionsRefused):
+        if error.reason == "clock":
+            return "clock"
+        return "incompatible" if error.reason == "incompatible" else "refused"
+    return "disk full" if isinstance(error, DiskFullError) else "other"
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Let this process alone look for versions."""
+    descriptor = os.open(home / "update.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UpdateRunningError(
+            f"{home}: another process is looking for a new version; try again later."
+        ) from error
+    finally:
+        os.close(descriptor)
