@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
@@ -39,6 +40,9 @@ ChannelName = Literal["training", "canary", "stable"]
 Scalar = bool | int | float | str
 
 CHANNELS: tuple[ChannelName, ...] = get_args(ChannelName)
+CANARY_SHARE = 0.1
+"""Of all devices, where the operator names no other share."""
+
 MOST_JSON = 64 * 1024
 """No manifest and no channel is longer, in bytes."""
 
@@ -224,6 +228,33 @@ class Channel(_File):
             FedspkError: a field is unknown, missing or out of range.
         """
         return _parsed(cls, text, name)
+
+    @classmethod
+    def naming(
+        cls, name: ChannelName, version: int, present: Channel | None, share: float | None = None
+    ) -> Channel:
+        """Return a channel that names another version for the same devices.
+
+        Args:
+            name: of the channel.
+            version: that it is to name.
+            present: the channel as it is; None when it was never set.
+            share: of the devices, of the canary channel alone; default: as before, at first
+                `CANARY_SHARE`.
+
+        Raises:
+            FedspkError: the share is out of range, or the channel is for all devices.
+        """
+        if name != "canary":
+            if share is not None:
+                raise FedspkError(f"channel {name} is for all devices; --share is for canary.")
+            return cls(name=name, version=version)
+        if share is None:
+            share = present.share if present else CANARY_SHARE
+        if not 0 <= share <= 1:
+            raise FedspkError(f"--share is {share:g}; give a share of the devices, from 0 to 1.")
+        salt = present.salt if present else secrets.token_hex(16)
+        return cls(name=name, version=version, share=share, salt=salt)
 
 
 def in_canary(device: str, share: float, salt: str) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from fedspk.engine import ModelDescription, load_described, save_described
+from fedspk.errors import FedspkError
+from fedspk.features import FrontEndConfig
 from fedspk.model import HeadConfig, SpeakerModel, build_model
 from fedspk.rounds import RunConfig
 from fedspk.seeds import derive
-from fedspk.weights import FloatVector, flatten
+from fedspk.weights import FloatVector, flatten, unflatten
 
 
 def device_model(config: RunConfig, index: int = 0) -> SpeakerModel:
@@ -49,3 +54,59 @@ def initial_vector(config: RunConfig) -> FloatVector:
     """Return the shared parameters (n,) float32 of the run's freshly drawn model."""
     model = device_model(config)
     return flatten(model.state_dict(), shared_names(model, config))
+
+
+def require_whole_encoder(config: RunConfig) -> None:
+    """Accept a run whose shared parameters are a whole encoder.
+
+    Raises:
+        FedspkError: the encoder has running statistics, and they are not shared.
+    """
+    model = device_model(config)
+    encoder = {f"encoder.{name}" for name in model.encoder.state_dict()}
+    if {n for n in encoder if "num_batches" not in n} - set(shared_names(model, config)):
+        raise FedspkError(
+            f"Configuration field run.share_statistics: encoder {config.encoder} has running "
+            "statistics, which every device needs from the start; set it to true."
+        )
+
+
+def federated_model(vector: FloatVector, config: RunConfig) -> SpeakerModel:
+    """Return the run's model with these shared parameters, apart from what devices keep.
+
+    Raises:
+        FedspkError: the vector is of another network.
+    """
+    model = device_model(config)
+    model.load_parameters(unflatten(vector, model.state_dict(), shared_names(model, config)))
+    return model.eval()
+
+
+def save_shared(path: Path, vector: FloatVector, config: RunConfig) -> None:
+    """Write the model file of a run's shared parameters; the same vector gives the same bytes.
+
+    Raises:
+        FedspkError: the vector is of another network, or the file cannot be written.
+    """
+    save_described(path, federated_model(vector, config), _description(config))
+
+
+def load_shared(path: Path, config: RunConfig) -> FloatVector:
+    """Return a run's shared parameters (n,) float32 from a model file.
+
+    Raises:
+        FedspkError: the file is missing or broken, or of another network than the run's.
+    """
+    description, state = load_described(path)
+    model = device_model(config)
+    names, like = shared_names(model, config), model.state_dict()
+    if description != _description(config) or any(
+        name not in state or state[name].shape != like[name].shape for name in names
+    ):
+        raise FedspkError(f"{path}: is not a model of this run's network.")
+    return flatten(state, names)
+
+
+def _description(config: RunConfig) -> ModelDescription:
+    front_end = FrontEndConfig(frames=config.frames, bins=config.bins)
+    return ModelDescription(config.encoder, front_end, dict(config.encoder_params))

@@ -29,14 +29,14 @@ from clients.local import (
     restored_model,
     train_individual,
 )
-from fedspk.errors import FedspkError
+from fedspk import run_model
 from fedspk.files import read_json, write_json
 from fedspk.model import SpeakerModel
 from fedspk.progress import progress
 from fedspk.rounds import RunConfig
-from fedspk.run_model import device_model, shared_names
+from fedspk.run_model import device_model, require_whole_encoder, shared_names
 from fedspk.secagg.parameters import full_graph
-from fedspk.weights import FloatVector, WeightStore, flatten, unflatten
+from fedspk.weights import FloatVector, WeightStore, flatten
 from simulations.executors import Executor
 from simulations.federated.central import load_classes, shared_state
 from simulations.federated.plan import device_path
@@ -79,15 +79,9 @@ class Stage:
         Raises:
             FedspkError: a part of the encoder would not travel.
         """
+        require_whole_encoder(run)
         model = device_model(run)
         model.load_parameters(shared_state(start, model))
-        encoder = {f"encoder.{name}" for name in model.encoder.state_dict()}
-        missing = {n for n in encoder if "num_batches" not in n} - set(shared_names(model, run))
-        if missing:
-            raise FedspkError(
-                f"Configuration field run.share_statistics: encoder {run.encoder} has running "
-                "statistics, which every device needs from the start; set it to true."
-            )
         return self.store(run).put(flatten(model.state_dict(), shared_names(model, run)))
 
 
@@ -202,10 +196,7 @@ def _policy(run: RunConfig, devices: int) -> dict[str, int | bool]:
 
 def federated_model(stage: Stage, result: FederationResult, run: RunConfig) -> SpeakerModel:
     """Return the federated model, apart from what devices keep to themselves."""
-    model = device_model(run)
-    vector = stage.store(run).get(result.model)
-    model.load_parameters(unflatten(vector, model.state_dict(), shared_names(model, run)))
-    return model.eval()
+    return run_model.federated_model(stage.store(run).get(result.model), run)
 
 
 def run_personalised(
