@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clients import model_cli, service_cli
 from clients.device_options import (
     HomeOption,
     JsonOption,
     PassphraseOption,
-    home_folder,
     open_vault,
     print_json,
 )
 from fedspk.errors import FedspkError
 
 if TYPE_CHECKING:
-    from clients.compiled import CompiledModel
     from clients.quality import Quality
     from clients.recogniser import Recogniser
-    from clients.versions import Threshold, Version
+    from clients.versions import Threshold
     from fedspk.audio import FloatArray
 
 _REFUSED = 1
 
 UserOption = Annotated[str, typer.Option("--user", help="Who it is.")]
-ModelOption = Annotated[Path, typer.Option("--model", help="Model file, as fedspk writes it.")]
-ManifestOption = Annotated[
-    Path | None,
-    typer.Option("--manifest", help="The model's manifest: it is checked, and gives thresholds."),
-]
 FalseAcceptOption = Annotated[
     float,
     typer.Option(
@@ -53,46 +46,13 @@ def register(app: typer.Typer) -> None:
     device = typer.Typer(
         no_args_is_help=True, help="Enrol and verify speakers on this device; nothing leaves it."
     )
-    device.command(
-        epilog="Example: fedspk device init --model version-1.safetensors --manifest manifest.json"
-    )(init)
     device.command(epilog="Example: fedspk device enroll --user anna anna-*.wav")(enroll)
     device.command(epilog="Example: fedspk device verify --user anna door.wav --json")(verify)
     device.command(epilog="Example: fedspk device identify door.wav")(identify)
-    device.command(epilog="Example: fedspk device status --json")(status)
     device.command(epilog="Example: fedspk device forget --user anna")(forget)
-    device.command(
-        "use-model", epilog="Example: fedspk device use-model --model version-2.safetensors"
-    )(use_model)
+    model_cli.register(device)
+    service_cli.add_commands(device)
     app.add_typer(device, name="device")
-
-
-def init(
-    model: ModelOption,
-    manifest: ManifestOption = None,
-    home: HomeOption = None,
-    protect: Annotated[
-        Literal["keyring", "passphrase"] | None,
-        typer.Option(
-            help="What guards the vault's key [default: the keyring where there is one that "
-            "encrypts and no --passphrase-file is given, else a passphrase]."
-        ),
-    ] = None,
-    passphrase_file: PassphraseOption = None,
-) -> None:
-    """Make this machine a device: an encrypted vault, and the model that it starts with."""
-    from clients.recogniser import create_device
-    from clients.vault_key import default_protection, passphrase_source
-
-    folder = home_folder(home)
-    protection = protect or ("passphrase" if passphrase_file else default_protection())
-    compiled, thresholds = _read_model(model, manifest)
-    ask = passphrase_source(passphrase_file, twice=True)
-    vault = create_device(folder, compiled, thresholds, protection, ask)
-    typer.echo(
-        f"{folder}: device {vault.device[:8]} with model {compiled.model_hash[:12]}; its vault's "
-        f"key is guarded by a {protection}."
-    )
 
 
 def enroll(
@@ -136,14 +96,14 @@ def verify(
     from clients.answers import verification
 
     recogniser = _open(home, passphrase_file)
-    cut = _threshold(recogniser, false_accept, threshold)
     audio, quality = _heard(file)
-    decision = recogniser.verify(user, audio, cut)
+    decision = recogniser.verify(user, audio, _cut(false_accept, threshold))
     if as_json:
         print_json(**verification(decision, quality.faults))
     else:
         verdict = "accepted" if decision.accepted else "refused"
-        typer.echo(f"{decision.user}: {verdict}, score {decision.score:.3f}, {_in_words(cut)}.")
+        why = _in_words(decision.threshold)
+        typer.echo(f"{decision.user}: {verdict}, score {decision.score:.3f}, {why}.")
     raise typer.Exit(0 if decision.accepted else _REFUSED)
 
 
@@ -159,54 +119,17 @@ def identify(
     from clients.answers import identification
 
     recogniser = _open(home, passphrase_file)
-    cut = _threshold(recogniser, false_accept, threshold)
     audio, quality = _heard(file)
-    decisions = recogniser.identify(audio, cut)
+    decisions = recogniser.identify(audio, _cut(false_accept, threshold))
     best = decisions[0]
     if as_json:
         print_json(**identification(decisions, quality.faults))
     else:
-        typer.echo(f"{best.user if best.accepted else 'nobody enrolled'}; {_in_words(cut)}:")
+        speaker = best.user if best.accepted else "nobody enrolled"
+        typer.echo(f"{speaker}; {_in_words(best.threshold)}:")
         for each in decisions:
             typer.echo(f"{each.score:7.3f}  {each.user}")
     raise typer.Exit(0 if best.accepted else _REFUSED)
-
-
-def status(
-    home: HomeOption = None, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
-) -> None:
-    """Show the model versions and who is enrolled."""
-    from clients.vault_key import protection_of
-    from clients.versions import read_versions
-
-    vault = open_vault(home, passphrase_file)
-    versions, users = read_versions(vault), vault.users()
-    protection = protection_of(vault.home)
-    previous = versions.previous.model_hash if versions.previous else None
-    if as_json:
-        print_json(
-            home=str(vault.home),
-            device=vault.device,
-            protection=protection,
-            model=versions.current.model_hash,
-            previous=previous,
-            thresholds=[
-                {"false_accept": each.false_accept, "score": each.score}
-                for each in versions.current.thresholds
-            ],
-            users=[
-                {"name": user.name, "recordings": len(user.recordings), "seconds": user.seconds}
-                for user in users
-            ],
-        )
-        return
-    typer.echo(f"device    {vault.device[:8]} in {vault.home}, key guarded by a {protection}")
-    typer.echo(f"model     {versions.current.model_hash[:12]}, {_calibration(versions.current)}")
-    typer.echo(f"previous  {previous[:12] if previous else 'none'}")
-    for user in users:
-        typer.echo(
-            f"user      {user.name}, {len(user.recordings)} recordings, {user.seconds:.0f} s"
-        )
 
 
 def forget(
@@ -219,57 +142,16 @@ def forget(
     typer.echo(f"{user}: forgotten.")
 
 
-def use_model(
-    model: Annotated[Path | None, typer.Option("--model", help="Model file to change to.")] = None,
-    manifest: ManifestOption = None,
-    previous: Annotated[
-        bool, typer.Option("--previous", help="Go back to the version before, at once.")
-    ] = False,
-    home: HomeOption = None,
-    passphrase_file: PassphraseOption = None,
-) -> None:
-    """Re-enrol all users under another model version and change to it in one step."""
-    if previous == (model is not None) or (previous and manifest):
-        raise FedspkError("give either --model FILE, with its --manifest if any, or --previous.")
-    recogniser = _open(home, passphrase_file)
-    if model is None:
-        count = recogniser.use_previous()
-    else:
-        count = recogniser.use_model(*_read_model(model, manifest))
-    current = recogniser.versions.current
-    typer.echo(f"model {current.model_hash[:12]} is in use; users re-enrolled: {count}.")
-
-
 def _open(home: Path | None, passphrase_file: Path | None) -> Recogniser:
     from clients.recogniser import Recogniser
 
     return Recogniser(open_vault(home, passphrase_file))
 
 
-def _read_model(model: Path, manifest: Path | None) -> tuple[CompiledModel, Sequence[Threshold]]:
-    """Compile a model file; with a manifest, check it first and take its thresholds."""
-    from clients.compiled import compile_model
+def _cut(false_accept: float, given: float | None) -> Threshold | float:
     from clients.versions import Threshold
 
-    if manifest is None:
-        return compile_model(model), ()
-    from fedspk.release import Manifest, check_client, check_model_file
-
-    stated = Manifest.from_json(manifest.read_bytes(), str(manifest))
-    if stated.kind != "model":
-        raise FedspkError(f"{manifest}: describes no speaker model; use one that does.")
-    check_client(stated, str(manifest))
-    check_model_file(model, stated)
-    thresholds = [Threshold(each.threshold, each.false_accept_rate) for each in stated.thresholds]
-    return compile_model(model), thresholds
-
-
-def _threshold(recogniser: Recogniser, false_accept: float, given: float | None) -> Threshold:
-    from clients.versions import Threshold
-
-    if given is not None:
-        return Threshold(given, None)
-    return recogniser.versions.current.threshold(false_accept)
+    return false_accept if given is None else Threshold(given, None)
 
 
 def _heard(file: Path) -> tuple[FloatArray, Quality]:
@@ -293,8 +175,3 @@ def _in_words(threshold: Threshold) -> str:
         f"threshold {threshold.score:.3f}, which {100 * threshold.false_accept:g} % of impostors "
         "reach"
     )
-
-
-def _calibration(version: Version) -> str:
-    rates = [f"{100 * each.false_accept:g} %" for each in version.thresholds if each.false_accept]
-    return f"calibrated for {', '.join(rates)} false accepts" if rates else "not calibrated"

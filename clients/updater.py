@@ -85,6 +85,10 @@ class UpdateRunningError(FedspkError):
     """Another process is looking for a new version."""
 
 
+class _DownloadDueError(Exception):
+    """A look that is to be quick has come to a version that must be downloaded."""
+
+
 class Updater:
     """Lets a device follow its main server.
 
@@ -119,6 +123,21 @@ class Updater:
             UpdateRunningError: another process is looking.
             VaultError: a box was altered.
         """
+        outcome = self._look(again, may_download=True)
+        assert outcome is not None
+        return outcome
+
+    def look(self) -> Outcome | None:
+        """Do what `check` does, unless that means to download a version: then return None.
+
+        So it never takes long nor much memory.
+
+        Raises:
+            The same as `check`.
+        """
+        return self._look(again=False, may_download=False)
+
+    def _look(self, again: bool, may_download: bool) -> Outcome | None:
         vault = self._vault
         server = read_server(vault)
         if server is None:
@@ -128,12 +147,17 @@ class Updater:
             )
         with _alone(vault.home):
             last = read_check(vault)
-            outcome = self._take(server, last, again)
+            try:
+                outcome = self._take(server, last, again, may_download)
+            except _DownloadDueError:
+                return None
             with vault.writing():
                 write_check(vault, self._noted(outcome, last))
         return outcome
 
-    def _take(self, server: MainServer, last: LastCheck | None, again: bool) -> Outcome:
+    def _take(
+        self, server: MainServer, last: LastCheck | None, again: bool, may_download: bool
+    ) -> Outcome:
         current, channel = read_versions(self._vault).current, None
         misfit = last.misfit if last else None
         try:
@@ -144,7 +168,7 @@ class Updater:
                 return Outcome(current, channel)
             if misfit and not again and self._is_left_alone(misfit, channel.version):
                 return Outcome(current, channel, trouble=misfit)
-            count = self._change(remote, channel.version)
+            count = self._change(remote, channel.version, may_download)
             return Outcome(read_versions(self._vault).current, channel, True, count)
         except VaultError:
             raise
@@ -152,8 +176,12 @@ class Updater:
             wanted = channel.version if channel else None
             return Outcome(current, channel, trouble=self._trouble(error, wanted, last))
 
-    def _change(self, remote: RemoteVersions, number: int) -> int:
-        """Use another version from now on and return how many users were re-enrolled."""
+    def _change(self, remote: RemoteVersions, number: int, may_download: bool) -> int:
+        """Use another version from now on and return how many users were re-enrolled.
+
+        Raises:
+            _DownloadDueError: that version is not at hand.
+        """
         vault = self._vault
         manifest = remote.manifest("model", number)
         versions = read_versions(vault)
@@ -162,6 +190,8 @@ class Updater:
         if versions.previous and versions.previous.model_hash == manifest.content_hash:
             count = recogniser.use_previous()
         elif versions.current.model_hash != manifest.content_hash:
+            if not may_download:
+                raise _DownloadDueError
             compiled = _fetch(vault, remote, number, self._on_bytes)
             prepared = recogniser.prepare(compiled, thresholds_of(manifest), number)
             return recogniser.swap(prepared)
@@ -203,8 +233,8 @@ def create_following_device(
     protection: Protection,
     ask: AskPassphrase,
     on_bytes: OnBytes | None = None,
-) -> tuple[Vault, Channel]:
-    """Make a folder a device's that follows a main server; return its vault and its channel.
+) -> Vault:
+    """Make a folder a device's that follows a main server; return its vault.
 
     An interrupted call can be repeated.
 
@@ -230,7 +260,7 @@ def create_following_device(
             write_server(vault, server)
             write_check(vault, LastCheck(datetime.now(UTC), channel.name))
         start_device(vault, compiled, thresholds, protection, ask, channel.version)
-    return vault, channel
+    return vault
 
 
 def _remote(vault: Vault, server: MainServer) -> RemoteVersions:
