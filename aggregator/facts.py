@@ -8,18 +8,19 @@ from typing import Any
 from aggregator.record import RoundProgress, RoundRecord
 from fedspk.rounds import RunConfig
 
+Budget = tuple[float, float] | None
+"""Epsilon and delta of what noise guarantees; None without noise."""
+
 
 def training_facts(
-    config: RunConfig,
-    record: RoundRecord | RoundProgress,
-    budget: tuple[float, float] | None,
+    config: RunConfig, record: RoundRecord | RoundProgress, budget: Budget
 ) -> dict[str, Any]:
     """Return the fields `training` and `privacy` of the manifest of a round's model, as JSON.
 
     Args:
         config: the run.
         record: of the round that made the model; round 0 had no devices.
-        budget: epsilon and delta spent until then, if there is noise.
+        budget: spent until then.
     """
     training: dict[str, Any] = {"config": _scalars(config.model_dump()), "round": record.round}
     if record.round > 0:

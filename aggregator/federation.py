@@ -18,6 +18,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from aggregator.checkpoint import FederationState, load_checkpoint, save_checkpoint
+from aggregator.facts import Budget
 from aggregator.fleet import Fleet
 from aggregator.gate import Verdict, judge
 from aggregator.optimisers import Float64Array, ServerOptimiser, build_optimiser
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fedspk.weights import WeightStore
 
 OnRound = Callable[[RoundRecord], None]
+Offer = Callable[[str, RoundRecord | RoundProgress, Budget], None]
 
 FAILED_ROUNDS = 3
 """So many rounds in a row that come to nothing end a run: the next would hardly go better."""
@@ -54,7 +56,7 @@ class FederationResult:
     rounds: int
     history: tuple[RoundRecord, ...]
     privacy: str | None = None
-    budget: tuple[float, float] | None = None
+    budget: Budget = None
 
     @property
     def verdict(self) -> Verdict:
@@ -84,6 +86,7 @@ def run_federation(
     workers: int = 1,
     on_round: OnRound | None = None,
     on_stage: OnStage | None = None,
+    offer: Offer | None = None,
 ) -> FederationResult:
     """Run the rounds that the checkpoint does not hold yet and return the result.
 
@@ -98,6 +101,8 @@ def run_federation(
         workers: processes that take the masks off a large sum.
         on_round: called after each round (round 0: the initial model's evaluation).
         on_stage: called after each stage of a round's secure sums.
+        offer: called with a model's hash, the record of the round that made it, and the privacy
+            spent, before devices are asked to use it; a `FedspkError` of it fails the round.
 
     Raises:
         FedspkError: `FAILED_ROUNDS` rounds in a row failed, or all of a run; no device is left, the
@@ -116,7 +121,8 @@ def run_federation(
                 on_stage,
             )
             rounds = SecureRounds(sums, config, config.secure, store, checkpoint_dir)
-        state = _run(_Federation(fleet, rounds, config, store), checkpoint_dir, initial, on_round)
+        federation = _Federation(fleet, rounds, config, store, offer)
+        state = _run(federation, checkpoint_dir, initial, on_round)
     validated = state.best.loss is not None
     return FederationResult(
         model=state.best_model if validated else state.model,
@@ -190,7 +196,7 @@ class Rounds(Protocol):
         """What noise guarantees so far, in words; None without noise."""
 
     @property
-    def budget(self) -> tuple[float, float] | None:
+    def budget(self) -> Budget:
         """Epsilon and delta that noise guarantees so far; None without noise."""
 
     def train(
@@ -219,21 +225,32 @@ class Rounds(Protocol):
 class _Federation:
     """One run's grid, devices and arithmetic; all that changes is in `FederationState`."""
 
-    def __init__(self, fleet: Fleet, rounds: Rounds, config: RunConfig, store: WeightStore) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        rounds: Rounds,
+        config: RunConfig,
+        store: WeightStore,
+        offer: Offer | None,
+    ) -> None:
         self.config = config
         self.store = store
         self._fleet = fleet
         self._rounds = rounds
+        self._on_offer = offer
 
     def start(self, initial: str) -> FederationState:
         """Evaluate the initial model: round 0."""
-        state = FederationState(0, initial, initial, Best(), initial)
-        return self._evaluated(state, RoundProgress(0))
+        state, progress = FederationState(0, initial, initial, Best(), initial), RoundProgress(0)
+        self._offer(initial, progress, 0)
+        return self._evaluated(state, progress)
 
     def round(self, state: FederationState) -> FederationState:
         """Return the state after one more round; one that failed leaves model and optimiser."""
         progress = RoundProgress(state.round + 1)
         try:
+            made = next(record for record in reversed(state.history) if record.failure is None)
+            self._offer(state.model, made, progress.round)
             present = self._fleet.present(progress)
         except RoundFailed as error:
             return self._failed(state, progress, error)
@@ -241,22 +258,38 @@ class _Federation:
         model = self.store.get(state.model)
         fetching = set(batch) & set(present) - set(state.holders)
         progress.bytes_down += len(fetching) * model.nbytes
+        fetched = replace(state, holders=tuple(sorted({*state.holders, *fetching})))
         try:
             mean = self._rounds.train(state, batch, present, progress)
         except RoundFailed as error:
-            holders = tuple(sorted({*state.holders, *fetching}))
-            return self._failed(replace(state, holders=holders), progress, error)
+            return self._failed(fetched, progress, error)
         optimiser = self._restored_optimiser(state)
         moved = optimiser.step(model, mean)
         moments = {name: self.store.put(vector) for name, vector in optimiser.state.items()}
-        state = replace(
+        after = replace(
             state,
             round=progress.round,
             model=self.store.put(moved),
             optimiser=moments,
             holders=(),
         )
-        return self._evaluated(state, progress)
+        try:
+            self._offer(after.model, progress, progress.round)
+        except RoundFailed as error:
+            _forget(self.store, after.vectors() - state.vectors())
+            return self._failed(fetched, progress, error)
+        return self._evaluated(after, progress)
+
+    def _offer(self, model: str, made: RoundRecord | RoundProgress, round_number: int) -> None:
+        """Let others know of a model that devices will be asked to use."""
+        if self._on_offer is None:
+            return
+        try:
+            self._on_offer(model, made, self._rounds.budget)
+        except FedspkError as error:
+            raise RoundFailed(
+                f"Round {round_number}: its model could not be handed over: {error}"
+            ) from error
 
     def _failed(
         self, state: FederationState, progress: RoundProgress, error: RoundFailed

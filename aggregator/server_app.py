@@ -11,6 +11,17 @@ init: hash of a model in the store to start from; default: the run's freshly dra
 register: the file of the devices' public keys; default: `register.json` in the folder `devices`,
     and without that in the one where a simulation's nodes draw their data.
 corpus, devices, device: where the devices find their data (see `clients.client_app`).
+
+With a main server every round's model is published in its channel "training" before a device is
+asked to use it, and the run's best model at the end (see `aggregator.handover`):
+
+server: the main server's address, with server-root: the file of its root metadata; server-key: of
+    this party's private key; server-token-file: of an operator's token with the role aggregator.
+server-passphrase-file: of the key's passphrase; server-ca: certificates to trust in place of the
+    system's.
+server-channel: which channel names the best model, training (the default) or canary.
+evaluation-trials: a trial list on which the best model is evaluated; evaluation-root: the folder of
+    its audio; default: the list's.
 """
 
 from __future__ import annotations
@@ -18,7 +29,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -28,8 +39,10 @@ from fedspk.rounds import RunConfig
 from fedspk.run_folder import PUBLIC_SPEAKERS, run_folder
 
 if TYPE_CHECKING:
+    from aggregator.handover import Evaluate, Handover
     from aggregator.record import RoundRecord
     from aggregator.secure_sums import SumStage
+    from fedspk.weights import WeightStore
 
 app = ServerApp()
 _log = logging.getLogger("flwr")
@@ -54,7 +67,8 @@ def main(grid: Grid, context: Context) -> None:
 
     config = _run_config(context)
     store = WeightStore(_folder(context, "store"))
-    initial = str(context.run_config.get("init") or "") or store.put(initial_vector(config))
+    initial = _text(context, "init") or store.put(initial_vector(config))
+    handover = _handover(context, config, store)
     result = run_federation(
         grid,
         config,
@@ -65,6 +79,7 @@ def main(grid: Grid, context: Context) -> None:
         workers=os.cpu_count() or 1,
         on_round=_report,
         on_stage=_report_stage,
+        offer=handover.offer if handover else None,
     )
     model = store.path(result.model)
     _log.info("The best of %d rounds is %d: %s", result.rounds, result.best_round, model)
@@ -72,10 +87,68 @@ def main(grid: Grid, context: Context) -> None:
     _log.info("%s: %s.", publish, result.verdict.reason)
     if result.privacy is not None:
         _log.info("%s", result.privacy)
+    if handover and result.verdict.published:
+        handover.finish(result.model, result.history[result.best_round], result.budget)
+
+
+def _handover(context: Context, config: RunConfig, store: WeightStore) -> Handover | None:
+    """Return the way to the main server, if the run has one."""
+    address = _text(context, "server")
+    if not address:
+        return None
+    from aggregator.handover import Handover
+    from aggregator.publisher import MainServer
+
+    server = MainServer.open(
+        address,
+        _folder(context, "checkpoints") / "versions",
+        root=_file(context, "server-root"),
+        key=_file(context, "server-key"),
+        token=_file(context, "server-token-file"),
+        passphrase=_optional_file(context, "server-passphrase-file"),
+        ca=_optional_file(context, "server-ca"),
+    )
+    channel = _text(context, "server-channel") or "training"
+    return Handover(server, config, store, channel, _evaluation(context, config))
+
+
+def _evaluation(context: Context, config: RunConfig) -> Evaluate | None:
+    """Return what evaluates a model file on the run's trial list, if it has one."""
+    listed = _optional_file(context, "evaluation-trials")
+    if listed is None:
+        return None
+    from fedspk.engine import SpeechEngine
+    from fedspk.evaluation import score_trials
+    from fedspk.model_card import card_of_trials
+    from fedspk.trials import read_trials
+
+    trials, root = read_trials(listed), _optional_file(context, "evaluation-root") or listed.parent
+
+    def evaluate(model: Path) -> dict[str, Any]:
+        target, nontarget = score_trials(trials, SpeechEngine.load(model), root)
+        return card_of_trials(trials, root, target, nontarget, seed=config.seed)
+
+    return evaluate
+
+
+def _text(context: Context, name: str) -> str:
+    return str(context.run_config.get(name) or "")
+
+
+def _file(context: Context, name: str) -> Path:
+    path = _optional_file(context, name)
+    if path is None:
+        raise FedspkError(f"The run has a server but no {name}; name the file.")
+    return path
+
+
+def _optional_file(context: Context, name: str) -> Path | None:
+    text = _text(context, name)
+    return Path(text) if text else None
 
 
 def _run_config(context: Context) -> RunConfig:
-    path = str(context.run_config.get("config") or "")
+    path = _text(context, "config")
     if not path:
         config = _SMALL_RUN
     else:
@@ -88,14 +161,12 @@ def _run_config(context: Context) -> RunConfig:
 
 
 def _folder(context: Context, name: str) -> Path:
-    folder = str(context.run_config.get(name) or "")
-    return Path(folder) if folder else run_folder(context.run_id) / name
+    return _optional_file(context, name) or run_folder(context.run_id) / name
 
 
 def _register(context: Context) -> Path:
-    given = str(context.run_config.get("register") or "")
-    devices = str(context.run_config.get("devices") or run_folder(context.run_id) / "devices")
-    return Path(given) if given else Path(devices) / "register.json"
+    given = _optional_file(context, "register")
+    return given or _folder(context, "devices") / "register.json"
 
 
 def _report_stage(stage: SumStage) -> None:
