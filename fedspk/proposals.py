@@ -235,6 +235,21 @@ def versions(release: Targets | None, kind: Kind) -> list[int]:
     return sorted(each[1] for each in found if each and each[0] == kind)
 
 
+def release_from(content: bytes, name: str) -> Metadata[Targets]:
+    """Read release metadata, unverified; `name` says in an error where they were.
+
+    Raises:
+        FedspkError: they are none.
+    """
+    try:
+        metadata = Metadata[Targets].from_bytes(content)
+    except (RepositoryError, ValueError) as error:
+        raise FedspkError(f"{name}: is not release metadata ({error}).") from error
+    if not isinstance(metadata.signed, Targets):
+        raise FedspkError(f"{name}: is not release metadata.")
+    return metadata
+
+
 def _changes(base: Targets | None, release: Targets) -> Changes:
     before = base.targets if base else {}
     base_version = base.version if base else 0
@@ -314,11 +329,7 @@ def _bytes(content: Content) -> bytes:
 
 def _read_metadata(path: Path) -> Metadata[Targets]:
     try:
-        metadata = Metadata[Targets].from_bytes(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (RepositoryError, ValueError) as error:
-        raise FedspkError(f"{path}: is not release metadata ({error}).") from error
-    if not isinstance(metadata.signed, Targets):
-        raise FedspkError(f"{path}: is not release metadata.")
-    return metadata
+    return release_from(content, str(path))

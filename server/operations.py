@@ -6,7 +6,6 @@ once; else it goes to a folder, which the other party signs.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,9 @@ from fedspk.release import (
     manifest_path,
     model_path,
 )
+from server.faults import ConflictError, NotFoundError
 from server.gate import check_promotion
 from server.repository import Repository, Signers, State, now
-
-CANARY_SHARE = 0.1
-"""Of all devices, where the operator names no other share."""
 
 _GATED: tuple[ChannelName, ...] = ("canary", "stable")
 
@@ -86,11 +83,11 @@ def promotion(
     Raises:
         FedspkError: there is no such version, or the channel names it already.
     """
-    _check_published(repository, state, version)
+    _check_published(state, version)
     files = _channel_file(repository, state, channel, version, share)
     present = repository.channel(state, channel)
     if present and files == {channel_path(channel): present.to_json()}:
-        raise FedspkError(f"channel {channel} names version {version} already.")
+        raise ConflictError(f"channel {channel} names version {version} already.")
     return Proposal.following(state.release, files, now())
 
 
@@ -102,14 +99,16 @@ def rollback(repository: Repository, state: State, to: int) -> Proposal:
     Raises:
         FedspkError: there is no such version, its file is damaged, or no channel is ahead of it.
     """
-    _check_published(repository, state, to)
+    _check_published(state, to)
     ahead = [
         channel
         for channel in (repository.channel(state, name) for name in CHANNELS)
         if channel and channel.version > to
     ]
     if not ahead:
-        raise FedspkError(f"no channel names a later version than {to}: nothing is to be undone.")
+        raise ConflictError(
+            f"no channel names a later version than {to}: nothing is to be undone."
+        )
     release = state.release
     assert release is not None
     version = latest_version(release.signed, "model") + 1
@@ -168,7 +167,7 @@ def check_follows(state: State, proposal: Proposal) -> None:
     present = state.release
     if (proposal.base and proposal.base.signed) != (present and present.signed):
         version = present.signed.version if present else 0
-        raise FedspkError(
+        raise ConflictError(
             f"the proposal does not follow the present release, version {version}; make it anew."
         )
     proposal.check()
@@ -244,17 +243,7 @@ def overview(repository: Repository, state: State) -> dict[str, Any]:
 def _channel_file(
     repository: Repository, state: State, name: ChannelName, version: int, share: float | None
 ) -> dict[str, Content]:
-    if name != "canary":
-        if share is not None:
-            raise FedspkError(f"channel {name} is for all devices; --share is for canary.")
-        return {channel_path(name): Channel(name=name, version=version).to_json()}
-    present = repository.channel(state, name)
-    if share is None:
-        share = present.share if present else CANARY_SHARE
-    if not 0 <= share <= 1:
-        raise FedspkError(f"--share is {share:g}; give a share of the devices, from 0 to 1.")
-    salt = present.salt if present else secrets.token_hex(16)
-    channel = Channel(name=name, version=version, share=share, salt=salt)
+    channel = Channel.naming(name, version, repository.channel(state, name), share)
     return {channel_path(name): channel.to_json()}
 
 
@@ -296,8 +285,8 @@ def _check_withdrawals(repository: Repository, state: State, proposal: Proposal)
             )
 
 
-def _check_published(repository: Repository, state: State, version: int) -> None:
+def _check_published(state: State, version: int) -> None:
     known = versions(state.released, "model")
     if version not in known:
         newest = f"the newest is {known[-1]}" if known else "none is published yet"
-        raise FedspkError(f"{repository.folder}: there is no version {version}; {newest}.")
+        raise NotFoundError(f"there is no version {version}; {newest}.")

@@ -51,6 +51,7 @@ from fedspk.release import (
 from fedspk.signing import OWNER
 from server.artefacts import open_artefacts
 from server.audit import AuditLog
+from server.faults import ConflictError, LacksKeyError
 from server.settings import Settings
 
 LIFETIMES: Mapping[str, timedelta] = {
@@ -149,7 +150,7 @@ class Repository:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise FedspkError(
+                raise ConflictError(
                     f"{self.folder}: is being changed by another process; try again later."
                 ) from error
             state = self.read()
@@ -238,7 +239,7 @@ class Repository:
         """Sign metadata with every key at hand that their role lists.
 
         Raises:
-            FedspkError: these are too few.
+            LacksKeyError: these are too few.
         """
         delegator = state.delegator(role)
         listed = delegator.get_delegated_role(role)
@@ -249,7 +250,7 @@ class Repository:
         if missing > 0:
             absent = [keyid for keyid in listed.keyids if keyid not in metadata.signatures]
             owners = sorted(owner_of(delegator.get_key(keyid)) for keyid in absent)
-            raise FedspkError(
+            raise LacksKeyError(
                 f"{role} metadata lack {missing} of {listed.threshold} signatures; "
                 f"give a key with --key: {', '.join(owners)}."
             )

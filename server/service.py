@@ -10,19 +10,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
-from starlette.types import Scope
 
 from fedspk import __version__
 from fedspk.errors import FedspkError
+from fedspk.release import Channel, ChannelName, Kind, Manifest
 from server import operations
 from server.faults import (
     ConflictError,
@@ -32,8 +32,11 @@ from server.faults import (
     UnavailableError,
     WrongClockError,
 )
+from server.metrics import Metrics
 from server.registry import Registry, utc_now
 from server.repository import Repository, Signers, State
+from server.traffic import Traffic, template, told
+from server.uploads import Uploads
 
 log = logging.getLogger("fedspk.server")
 
@@ -55,6 +58,28 @@ class View:
 
     state: State
     overview: dict[str, Any]
+
+    @cached_property
+    def manifests(self) -> list[Manifest]:
+        """All versions: speaker models, then generators, each rising."""
+        return [Manifest.model_validate(each) for each in self.overview["versions"]]
+
+    @cached_property
+    def channels(self) -> dict[ChannelName, Channel]:
+        """The channels that have been set."""
+        found = [Channel.model_validate(each) for each in self.overview["channels"].values()]
+        return {each.name: each for each in found}
+
+    def manifest(self, kind: Kind, version: int) -> Manifest:
+        """Return one version.
+
+        Raises:
+            NotFoundError: there is no such version.
+        """
+        for each in self.manifests:
+            if (each.kind, each.version) == (kind, version):
+                return each
+        raise NotFoundError(f"there is no {kind} version {version}.")
 
 
 @dataclass
@@ -78,9 +103,9 @@ class Service:
     _seeing: Lock = field(default_factory=Lock, repr=False)
 
     @property
-    def uploads(self) -> Path:
+    def uploads(self) -> Uploads:
         """Where model files wait until they are published."""
-        return self.repository.folder / "uploads"
+        return Uploads(self.repository.folder / "uploads")
 
     def view(self) -> View:
         """Return the present state, whoever changed it; read again only after a change.
@@ -108,7 +133,7 @@ class Service:
 
 def build_app(service: Service) -> FastAPI:
     """Return the app of a main server."""
-    from server.routes import api, health
+    from server.routes import ROUTERS
     from server.static import static_routes
 
     app = FastAPI(
@@ -118,12 +143,15 @@ def build_app(service: Service) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.state.service = service
-    for router in (static_routes(service), health.router, api.router):
+    metrics = Metrics(service)
+    app.state.service, app.state.metrics = service, metrics
+    app.add_middleware(Traffic, metrics=metrics, most_upload=service.most_upload)
+    for router in (static_routes(service), *ROUTERS):
         app.include_router(router)
     app.add_exception_handler(FedspkError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_input)
     app.add_exception_handler(HTTPException, _refuse_request)
+    app.add_exception_handler(ClientDisconnect, _leave)
     app.add_exception_handler(Exception, _fail)
     return app
 
@@ -135,7 +163,7 @@ def _refuse(request: Request, error: Exception) -> JSONResponse:
     if isinstance(cause, OSError):  # the request is right, the disk is not
         status = 507 if cause.errno in (errno.ENOSPC, errno.EDQUOT) else 503
     if status >= 500:
-        log.error("%s %s: %s", request.method, template(request.scope), error)
+        log.error(told("failed", route=template(request.scope), reason=error))
     body: dict[str, Any] = {"error": str(error)}
     if isinstance(error, WrongClockError):
         body["server_time"] = error.server_ms
@@ -157,15 +185,11 @@ def _refuse_request(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
+def _leave(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    """Answer somebody who has hung up in the middle of a request, for the log alone."""
+    return JSONResponse({"error": "the client hung up."}, 400)
+
+
 def _fail(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
     """Answer for an error of the server's own; uvicorn logs it."""
     return JSONResponse({"error": "the server failed; its log says why."}, 500)
-
-
-def template(scope: Scope) -> str:
-    """Return a request's path without what changes from one to the next, for logs and metrics."""
-    route = scope.get("route")
-    if route is not None:
-        return str(route.path)
-    first = scope["path"].split("/")[1]
-    return f"/{first}/..." if first in ("metadata", "targets") else "other"

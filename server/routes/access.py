@@ -10,6 +10,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 
 from fedspk.api import CLOCK_MARGIN, SignedRequest
 from server.faults import ForbiddenError, UnauthenticatedError, WrongClockError
+from server.metrics import Metrics
 from server.records import Operator, Role
 from server.service import Service
 
@@ -31,7 +32,15 @@ def service_of(request: Request) -> Service:
     return service
 
 
+def metrics_of(request: Request) -> Metrics:
+    """Return where the app counts."""
+    metrics = request.app.state.metrics
+    assert isinstance(metrics, Metrics)
+    return metrics
+
+
 Serving = Annotated[Service, Depends(service_of)]
+Measuring = Annotated[Metrics, Depends(metrics_of)]
 
 
 class allow:  # noqa: N801  (a dependency reads like a function)
@@ -47,6 +56,7 @@ class allow:  # noqa: N801  (a dependency reads like a function)
 
     def __call__(
         self,
+        request: Request,
         service: Serving,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     ) -> Operator:
@@ -56,6 +66,7 @@ class allow:  # noqa: N801  (a dependency reads like a function)
         operator = service.registry.operator(credentials.credentials)
         if operator is None:
             raise UnauthenticatedError("no operator has this token.")
+        request.state.who = operator.name
         if operator.role not in self._roles:
             raise ForbiddenError(
                 f"the role {operator.role} may not do this; it takes {' or '.join(self._roles)}."

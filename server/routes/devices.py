@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from fedspk.api import DeviceId, Registration, Report
+from fedspk.api import API, DeviceId, Registration, Report
 from fedspk.release import Version
 from server.records import DeviceRecord, DeviceStage, Fleet, Operator
 from server.routes.access import Changer, Reader, Serving, Signed, allow
-from server.routes.messages import Devices, Invited, NewInvitation, Registered
+from server.routes.messages import REFUSALS, Devices, Invited, NewInvitation, Registered
 
-router = APIRouter(tags=["devices"])
+router = APIRouter(prefix=API, tags=["devices"], responses=REFUSALS)
 
 Id = Annotated[DeviceId, Path()]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 
 from fedspk.errors import FedspkError
-from server.routes.access import Serving
+from server.routes.access import Measuring, Reader, Serving
+from server.routes.messages import REFUSALS
 
 router = APIRouter(tags=["health"])
 
@@ -45,3 +47,16 @@ def healthz(service: Serving, response: Response) -> Health:
     if not (health.repository and health.database):
         response.status_code = 503
     return health
+
+
+@router.get(
+    "/metrics",
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **REFUSALS,
+    },
+    response_class=Response,
+)
+def metrics(_: Reader, metrics: Measuring) -> Response:
+    """Tell Prometheus of traffic and fleet: not for everybody, so a viewer's token is needed."""
+    return Response(metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

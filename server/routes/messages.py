@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from fedspk.api import DeviceId
+from fedspk.release import Channel, ChannelName, Hash, Kind, Manifest, Version
 from server.records import DeviceRecord
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError("must be a line of text")
+    return text
+
+
+Reason = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
+"""Why the evaluation gate is passed by, for the audit log."""
 
 
 class _Body(BaseModel):
@@ -23,6 +35,13 @@ class Refusal(_Body):
 
     error: str
     server_time: int | None = None
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Refusal},
+    "5XX": {"model": Refusal},
+}
+"""What every route of the API may answer instead."""
 
 
 class Registered(_Body):
@@ -52,3 +71,72 @@ class Devices(_Body):
 
     devices: list[DeviceRecord]
     total: int
+
+
+class Published(_Body):
+    """All versions and channels."""
+
+    versions: list[Manifest]
+    channels: list[Channel]
+
+
+class AuditPage(_Body):
+    """Lines of the audit log, newest first; `before` asks for older ones, if there are any."""
+
+    entries: list[dict[str, Any]]
+    before: int | None
+
+
+class Uploaded(_Body):
+    """A model file that can be published."""
+
+    sha256: Hash
+    length: int
+
+
+class Publication(_Body):
+    """An uploaded model to be published as the next version.
+
+    Args:
+        model: SHA-256 of the upload.
+        manifest: any part of its manifest; give `version` so that a repetition is refused.
+        channel: which channel is to name it.
+        share: of the devices, for the canary channel.
+        forced: see `Reason`.
+    """
+
+    model: Hash
+    manifest: dict[str, JsonValue] = Field(default_factory=dict)
+    channel: ChannelName | None = None
+    share: float | None = Field(default=None, ge=0, le=1)
+    forced: Reason | None = None
+
+
+class Promotion(_Body):
+    """A published version for a channel to name; see `Publication`."""
+
+    version: Version
+    channel: ChannelName
+    share: float | None = Field(default=None, ge=0, le=1)
+    forced: Reason | None = None
+
+
+class Rollback(_Body):
+    """The version whose weights are to be published again."""
+
+    to: Version
+
+
+class NumberedVersion(_Body):
+    """A version of the speaker model or of the generator."""
+
+    kind: Kind
+    version: Version
+
+
+class Released(_Body):
+    """What was published: the version of the release metadata, and what is new in it."""
+
+    release: int
+    versions: list[NumberedVersion]
+    channels: list[Channel]

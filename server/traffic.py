@@ -1,0 +1,131 @@
+"""What every request passes: a limit to its body, a count, and a line in the log if it matters.
+
+The log has lines for changes, refusals of them and failures; never a header, a query or a body.
+What devices ask all day long is counted only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fedspk.api import API
+
+if TYPE_CHECKING:
+    from server.metrics import Metrics
+
+log = logging.getLogger("fedspk.server")
+
+MOST_BODY = 1 << 20
+MOST_PROPOSAL = 8 << 20
+"""Release metadata grow with every version."""
+
+
+class Traffic:
+    """ASGI middleware round a whole app.
+
+    Args:
+        app: the app.
+        metrics: where answers are counted.
+        most_upload: longest model file that is taken, in bytes.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, most_upload: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._most_upload = most_upload
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = perf_counter(), 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            most = self._most(scope["path"])
+            declared = Headers(scope=scope).get("content-length", "0")
+            if not declared.isdecimal() or int(declared) > most:
+                refusal = JSONResponse({"error": _too_long(most)}, 413, {"Connection": "close"})
+                await refusal(scope, receive, sending)
+            else:
+                await self._app(scope, _limited(receive, most), sending)
+        finally:
+            seconds = perf_counter() - start
+            route = template(scope)
+            self._metrics.count(scope["method"], route, status, seconds)
+            _tell(scope, route, status, seconds)
+
+    def _most(self, path: str) -> int:
+        if path.startswith(f"{API}/uploads/"):
+            return self._most_upload
+        return MOST_PROPOSAL if path == f"{API}/proposals" else MOST_BODY
+
+
+def template(scope: Scope) -> str:
+    """Return a request's path without what differs from one to the next, for logs and metrics."""
+    route = scope.get("route")
+    if route is not None:
+        return str(route.path)
+    first = scope["path"].partition("/")[2].partition("/")[0]
+    return f"/{first}/..." if first in ("metadata", "targets") else "other"
+
+
+def told(event: str, **fields: object) -> str:
+    """Return a log line: what happened, and `key=value`, quoted where it has to be.
+
+    >>> told("request", status=201, who="ann b")
+    'request status=201 who="ann b"'
+    """
+    words = [event]
+    for key, value in fields.items():
+        text = str(value)
+        words.append(f"{key}={text if text.isalnum() or _is_plain(text) else json.dumps(text)}")
+    return " ".join(words)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable() and not {" ", '"', "="} & {*text} and text != ""
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """Return `receive` that refuses to give more than `most` bytes of a body."""
+    length = 0
+
+    async def receiving() -> Message:
+        nonlocal length
+        message = await receive()
+        length += len(message.get("body", b""))
+        if length > most:
+            raise HTTPException(413, _too_long(most), {"Connection": "close"})
+        return message
+
+    return receiving
+
+
+def _too_long(most: int) -> str:
+    return f"the body is longer than {most} bytes."
+
+
+def _tell(scope: Scope, route: str, status: int, seconds: float) -> None:
+    changes = scope["method"] not in ("GET", "HEAD")
+    is_routine = route == f"{API}/devices/{{device}}/report" and status < 400
+    if status < 500 and (is_routine or not changes):
+        return
+    level = logging.ERROR if status >= 500 else logging.WARNING if status >= 400 else logging.INFO
+    who = scope.get("state", {}).get("who", "-")
+    fields = {"method": scope["method"], "route": route, "status": status, "who": who}
+    log.log(level, told("request", **fields, ms=round(seconds * 1000)))
