@@ -133,6 +133,7 @@ class Service:
 
 def build_app(service: Service) -> FastAPI:
     """Return the app of a main server."""
+    from server.page import page_routes
     from server.routes import ROUTERS
     from server.static import static_routes
 
@@ -146,7 +147,7 @@ def build_app(service: Service) -> FastAPI:
     metrics = Metrics(service)
     app.state.service, app.state.metrics = service, metrics
     app.add_middleware(Traffic, metrics=metrics, most_upload=service.most_upload)
-    for router in (static_routes(service), *ROUTERS):
+    for router in (static_routes(service), page_routes(service), *ROUTERS):
         app.include_router(router)
     app.add_exception_handler(FedspkError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_input)

@@ -1,0 +1,225 @@
+"""The pages' addresses. All but the login and the stylesheet ask who is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+
+from fedspk.errors import FedspkError
+from fedspk.release import Kind
+from server.faults import NotFoundError
+from server.page import access
+from server.page.catalogue import Catalogue, Chart, attention, changes, facts, scale_of
+from server.page.charts import Pages
+from server.page.fleet import STANDINGS, Device, bars
+from server.page.journal import Entry
+from server.page.rendering import HEADERS, show, stylesheet
+from server.page.rounds import rounds
+
+if TYPE_CHECKING:
+    from server.service import Service, View
+
+_ROWS = 50
+_NEWEST = 6
+"""So many versions stand on the overview."""
+
+Values = dict[str, Any]
+
+
+def page_routes(service: Service) -> APIRouter:
+    """Return the pages of a main server."""
+    router = APIRouter(include_in_schema=False)
+    views = _Views(service)
+
+    def add(path: str, template: str, view: Callable[[Request], Values]) -> None:
+        def page(request: Request) -> Response:
+            operator = access.visitor(service.registry, request)
+            if operator is None:
+                response = access.ask_to_log_in(request)
+                response.headers.update(HEADERS)
+                return response
+            common = {"operator": operator, "path": request.url.path, "now": service.clock()}
+            try:
+                return show(template, **common, **view(request))
+            except NotFoundError as error:
+                return show("error", 404, **common, title="Not found", message=str(error))
+            except FedspkError as error:
+                return show("error", 503, **common, title="Not available", message=str(error))
+
+        router.add_api_route(path, page, methods=["GET"])
+
+    add("/", "overview", views.overview)
+    add("/versions", "versions", views.versions)
+    add("/versions/{version:int}", "version", lambda request: views.version("model", request))
+    add("/generators/{version:int}", "version", lambda request: views.version("gan", request))
+    add("/rounds", "rounds", views.rounds)
+    add("/devices", "devices", views.devices)
+    add("/devices/{device}", "device", views.device)
+    add("/audit", "audit", views.audit)
+    router.add_api_route("/page.css", stylesheet, methods=["GET"])
+
+    @router.get("/login")
+    def login(next: str = "/") -> Response:
+        return show("login", after=access.page_after_login(next), problem="")
+
+    @router.post("/login")
+    async def check_token(request: Request) -> Response:
+        form = await access.read_form(request)
+        after = access.page_after_login(form.get("next", "/"))
+
+        def answer() -> Response:
+            operator = service.registry.operator(form.get("token", "").strip())
+            if operator is None:
+                problem = "No operator has this token."
+            elif operator.role == "aggregator":
+                problem = "An aggregator's token is not for these pages."
+            else:
+                return access.log_in(service.registry, operator, request, after)
+            return show("login", 401, after=after, problem=problem)
+
+        response = await run_in_threadpool(answer)
+        response.headers.update(HEADERS)
+        return response
+
+    @router.post("/logout")
+    async def leave(request: Request) -> Response:
+        await access.read_form(request)
+        response = await run_in_threadpool(access.log_out, service.registry, request)
+        response.headers.update(HEADERS)
+        return response
+
+    return router
+
+
+class _Views:
+    """What stands on each page.
+
+    Raises (all methods):
+        NotFoundError: there is no such version or device.
+        FedspkError: repository or registry cannot be read.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._last: tuple[View, Catalogue] | None = None
+
+    def overview(self, _: Request) -> Values:
+        catalogue = self._catalogue()
+        fleet = self._service.registry.fleet()
+        found = bars(fleet, catalogue)
+        expiries = catalogue.metadata(self._service.clock())
+        newest = list(catalogue.models.values())[:_NEWEST]
+        return {
+            "catalogue": catalogue,
+            "attention": attention(catalogue, sum(bar.counts.failed for bar in found), expiries),
+            "chart": Chart.of(catalogue),
+            "fleet": fleet,
+            "bars": found,
+            "most": max([bar.total for bar in found], default=0),
+            "newest": newest,
+            "scale": _scale(newest),
+            "expiries": expiries,
+        }
+
+    def versions(self, request: Request) -> Values:
+        catalogue = self._catalogue()
+        models = list(catalogue.models.values())
+        pages = _pages(request, len(models))
+        shown = models[pages.first : pages.last]
+        return {
+            "catalogue": catalogue,
+            "models": shown,
+            "scale": _scale(shown),
+            "chart": Chart.of(catalogue),
+            "pages": pages,
+        }
+
+    def version(self, kind: Kind, request: Request) -> Values:
+        catalogue = self._catalogue()
+        known = catalogue.manifests(kind)
+        manifest = known.get(request.path_params["version"])
+        if manifest is None:
+            raise NotFoundError(f"There is no version {request.path_params['version']}.")
+        parent = known.get(manifest.parent.version) if manifest.parent else None
+        fleet = self._service.registry.fleet()
+        uses = [bar for bar in bars(fleet, catalogue) if bar.version == manifest.version]
+        return {
+            "catalogue": catalogue,
+            "manifest": manifest,
+            "parent": parent,
+            "changes": changes(parent, manifest) if parent else [],
+            "facts": facts(manifest),
+            "scale": _scale([each for each in (manifest, parent) if each]),
+            "use": uses[0] if uses and kind == "model" else None,
+            "older": max((n for n in known if n < manifest.version), default=None),
+            "newer": min((n for n in known if n > manifest.version), default=None),
+        }
+
+    def rounds(self, request: Request) -> Values:
+        found = rounds(self._catalogue(), self._service.repository.audit.entries())
+        pages = _pages(request, len(found))
+        shown = found[pages.first : pages.last]
+        return {"rounds": shown, "newest": found[0] if found else None, "pages": pages}
+
+    def devices(self, request: Request) -> Values:
+        catalogue, now = self._catalogue(), self._service.clock()
+        query = request.query_params
+        chosen = {name: query.get(name, "") for name in ("q", "state", "version")}
+        found = [Device.of(each, catalogue, now) for each in self._service.registry.devices()]
+        counts = {name: sum(each.standing == name for each in found) for name in STANDINGS}
+        numbers = sorted({each.version for each in found if each.version}, reverse=True)
+        wanted = chosen["q"].strip().casefold()
+        found = [
+            each
+            for each in found
+            if (not wanted or wanted in f"{each.record.name}\n{each.record.device}".casefold())
+            and chosen["state"] in ("", each.standing)
+            and chosen["version"] in ("", str(each.version))
+        ]
+        found.sort(key=lambda each: each.record.name.casefold())
+        pages = _pages(request, len(found))
+        return {
+            "devices": found[pages.first : pages.last],
+            "chosen": chosen,
+            "counts": counts,
+            "standings": STANDINGS,
+            "versions": numbers,
+            "pages": pages,
+        }
+
+    def device(self, request: Request) -> Values:
+        catalogue = self._catalogue()
+        records = self._service.registry.devices()
+        wanted = request.path_params["device"]
+        record = next((each for each in records if each.device == wanted), None)
+        if record is None:
+            raise NotFoundError("There is no such device.")
+        return {
+            "device": Device.of(record, catalogue, self._service.clock()),
+            "catalogue": catalogue,
+            "standings": STANDINGS,
+        }
+
+    def audit(self, request: Request) -> Values:
+        before = request.query_params.get("before", "")
+        start = int(before) if before.isascii() and before.isdigit() and len(before) < 16 else None
+        lines, older = self._service.repository.audit.page(_ROWS, start)
+        return {"entries": [Entry.of(line) for line in lines], "older": older, "paged": start}
+
+    def _catalogue(self) -> Catalogue:
+        view, last = self._service.view(), self._last
+        if last is None or last[0] is not view:
+            self._last = last = view, Catalogue.of(view)
+        return last[1]
+
+
+def _pages(request: Request, total: int) -> Pages:
+    return Pages.cut(total, request.query_params.get("page", "1"), _ROWS)
+
+
+def _scale(manifests: list[Any]) -> Any:
+    return scale_of([each.evaluation for each in manifests if each.evaluation])
