@@ -1,11 +1,15 @@
-"""What a device answers in JSON when it is asked who speaks."""
+"""What a device answers in JSON when it is asked who speaks, or how it is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from clients.followed import read_check, read_server
 from clients.recogniser import Decision
+from clients.vault import Vault
+from clients.vault_key import protection_of
+from clients.versions import Versions
 
 
 def verification(decision: Decision, warnings: Sequence[str]) -> dict[str, Any]:
@@ -33,4 +37,35 @@ def identification(decisions: Sequence[Decision], warnings: Sequence[str]) -> di
         "false_accept": rate and min(1.0, rate * len(decisions)),
         "model": best.model_hash,
         "warnings": list(warnings),
+    }
+
+
+def device_status(vault: Vault, versions: Versions) -> dict[str, Any]:
+    """Return which model versions, users and main server a device has, as JSON has it.
+
+    Raises:
+        VaultError: a box was altered.
+    """
+    server, check = read_server(vault), read_check(vault)
+    trouble = check.trouble if check else None
+    return {
+        "home": str(vault.home),
+        "device": vault.device,
+        "protection": protection_of(vault.home),
+        "version": versions.current.number,
+        "model": versions.current.model_hash,
+        "previous": versions.previous.model_hash if versions.previous else None,
+        "thresholds": [
+            {"false_accept": each.false_accept, "score": each.score}
+            for each in versions.current.thresholds
+        ],
+        "users": [
+            {"name": user.name, "recordings": len(user.recordings), "seconds": user.seconds}
+            for user in vault.users()
+        ],
+        "server": server.address if server else None,
+        "registered": vault.registered_with() is not None,
+        "channel": check.channel if check else None,
+        "last_check": check.at.isoformat(timespec="seconds") if check else None,
+        "trouble": {"failure": trouble.failure, "error": trouble.sentence} if trouble else None,
     }

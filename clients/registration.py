@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clients.followed import read_server
 from clients.secret_input import Secret
 from clients.server_link import ServerLink
 from clients.vault import Vault
@@ -37,6 +38,21 @@ def register(vault: Vault, address: str, token: str, ca: Path | None = None) -> 
         )
     except ValueError:  # its text would show the token
         raise FedspkError("this is no token of `fedspk server register-device`.") from None
-    link.send("POST", "/devices", message)
+    link.register(message)
     with vault.writing():
         vault.write_registration(address)
+
+
+def link_of(vault: Vault) -> ServerLink | None:
+    """Return the link to the main server that knows the device; None if none does.
+
+    Raises:
+        VaultError: a box was altered.
+        FedspkError: the certificates that the device was given cannot be read.
+    """
+    address = vault.registered_with()
+    if address is None:
+        return None
+    server = read_server(vault)
+    ca = server.ca if server and server.address == address else None
+    return ServerLink(address, vault.identity(), ca)

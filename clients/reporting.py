@@ -7,12 +7,13 @@ later; the latest state alone is worth sending.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from clients.schedule import Backoff
-from clients.server_link import ServerLink, ServerRefusedError
-from fedspk.connection import VersionsUnreachable
+from clients.server_link import ServerLink
+from fedspk.errors import FedspkError
 
 if TYPE_CHECKING:
     from fedspk.api import Report
@@ -27,46 +28,50 @@ class Reporter:
     """Keeps the main server informed.
 
     Args:
-        device: what the device is called.
-        link: to the main server.
+        link: returns the link to the main server that knows the device, None if none does.
         backoff: how long to wait after a report that did not arrive.
         clock: seconds that never go back.
     """
 
     def __init__(
-        self, device: str, link: ServerLink, backoff: Backoff, clock: Callable[[], float]
+        self,
+        link: Callable[[], ServerLink | None],
+        backoff: Backoff,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = f"/devices/{device}/report"
         self._link = link
         self._backoff = backoff
         self._clock = clock
         self._told: Report | None = None
         self._pending: Report | None = None
-        self._next_try = 0.0
         self._unchanged = 0
+        self._next_try = clock()
 
     def note(self, report: Report) -> None:
         """Take the device's present state; it is sent if it is news, or after `EVERY` times."""
-        self._unchanged = self._unchanged + 1 if report == self._told else 0
+        self._unchanged += 1
         if report == self._told and self._unchanged < EVERY:
             self._pending = None
             return
-        if report != self._pending:
-            self._pending = report
+        self._pending = report
         self.send()
 
     def send(self) -> None:
-        """Send what is pending, unless it is too early for another try; never raises."""
+        """Send what is pending, unless it is too early for another try."""
         if self._pending is None or self._clock() < self._next_try:
             return
         try:
-            self._link.send("PUT", self._path, self._pending)
-        except (VersionsUnreachable, ServerRefusedError) as error:
+            link = self._link()
+            if link is not None:
+                link.report(self._pending)
+        except FedspkError as error:
             self._next_try = self._clock() + self._backoff.failed()
             _LOG.warning("The report to the main server failed: %s", error)
-        else:
-            self._backoff.succeeded()
-            self._told, self._pending, self._unchanged = self._pending, None, 0
+            return
+        self._backoff.succeeded()
+        # what no server was told is news to the one that the device registers with
+        self._told = self._pending if link is not None else None
+        self._pending, self._unchanged = None, 0
 
     def wait(self) -> float | None:
         """Return the seconds until the next try; None if there is nothing to send."""

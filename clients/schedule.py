@@ -39,8 +39,8 @@ class Backoff:
 class Schedule:
     """When to look next.
 
-    The first look comes at random within a minute, for a fleet may get its power back together; then
-    one every `period_s` +- 20 %, and after failures sooner, then later and later.
+    The first look comes at random within a minute, as a fleet may get its power back at once;
+    then one every `period_s` +- 20 %, and after failures sooner, then later and later.
 
     Args:
         period_s: seconds between two looks.

@@ -6,9 +6,8 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from fedspk.api import API, SignedRequest
+from fedspk.api import API, Registration, Report, SignedRequest
 from fedspk.connection import Connection, VersionsUnreachable
 from fedspk.errors import FedspkError
 from fedspk.secagg.keys import Identity
@@ -29,13 +28,6 @@ class ServerRefusedError(FedspkError):
         self.status = status
 
 
-class Message(Protocol):
-    """A message of `fedspk.api`."""
-
-    def to_json(self) -> bytes:
-        """Return the body."""
-
-
 class ServerLink:
     """What a device says to one main server.
 
@@ -47,6 +39,9 @@ class ServerLink:
 
     Raises:
         FedspkError: the address is none, or `ca` cannot be read.
+        VersionsUnreachable (all methods): there was no answer, or the server has a fault; try again
+            later.
+        ServerRefusedError (all methods): the server does not take the message.
     """
 
     def __init__(
@@ -60,13 +55,15 @@ class ServerLink:
         self._identity = identity
         self._clock = clock
 
-    def send(self, method: str, path: str, message: Message) -> None:
-        """Send a message to a path below the API's.
+    def register(self, registration: Registration) -> None:
+        """Give the server the device's public key, by a one-time token."""
+        self._send("POST", "/devices", registration)
 
-        Raises:
-            VersionsUnreachable: there was no answer, or the server has a fault; try again later.
-            ServerRefusedError: the server does not take the message.
-        """
+    def report(self, report: Report) -> None:
+        """Tell the server what the device runs."""
+        self._send("PUT", f"/devices/{self._identity.device}/report", report)
+
+    def _send(self, method: str, path: str, message: Registration | Report) -> None:
         body = message.to_json()
         # A proxy before the server may put a prefix before the path; the server does not see it.
         signed = SignedRequest.sign(

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -38,6 +41,8 @@ _LONGEST_PATH = 107  # bytes that a unix socket's address can hold
 _GRACE_S = 5.0  # for the answers under way when the service ends
 
 _LENGTH = re.compile("[0-9]{1,15}")
+
+_LOG = logging.getLogger(__name__)
 
 Answer: TypeAlias = dict[str, Any]
 
@@ -59,6 +64,20 @@ class RequestError(FedspkError):
 
 
 Routes: TypeAlias = Mapping[tuple[Literal["GET", "POST"], str], Callable[[Request], Answer]]
+
+
+class UnixConnection(HTTPConnection):
+    """A program's connection to the device: `http.client`, over a socket's file."""
+
+    def __init__(self, path: Path, timeout: float | None = None) -> None:
+        super().__init__("device", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
 @contextmanager
@@ -168,6 +187,12 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = error.status, {"error": str(error)}
         except FedspkError as error:
             status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}
+        except OSError:
+            raise  # the program has gone
+        except Exception as error:  # ONNX Runtime's own kinds of error have no common base
+            _LOG.exception("A request met a fault.")
+            fault = f"the device has a fault ({type(error).__name__}); see its log."
+            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": fault}
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -150,6 +150,11 @@ class Vault:
         """Return the vault of a device; `ask` gives the passphrase where one is needed."""
         return cls(home, load_key(Path(home), ask))
 
+    @property
+    def vault_key(self) -> VaultKey:
+        """What opens the vault; for a process that is to help this one."""
+        return VaultKey(self.device, self._key)
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Let this process alone write, and remove what killed ones left. Reading needs no lock."""
@@ -197,8 +202,8 @@ class Vault:
 
     def users(self) -> list[User]:
         """Return who is enrolled, by name."""
-        found = [self._card(folder) for folder in self._folders() if _is_alive(folder)]
-        return sorted(found, key=lambda user: user.name)
+        found = [self._card_if_alive(folder) for folder in self._folders()]
+        return sorted((user for user in found if user), key=lambda user: user.name)
 
     def user(self, name: str) -> User:
         """Return an enrolled user.
@@ -307,6 +312,14 @@ class Vault:
                 path.unlink()
         shutil.rmtree(folder)
         sync(folder.parent)
+
+    def _card_if_alive(self, folder: Path) -> User | None:
+        try:
+            return self._card(folder) if _is_alive(folder) else None
+        except FedspkError:
+            if _is_alive(folder):
+                raise
+            return None  # forgotten this moment, by another process
 
     def _card(self, folder: Path) -> User:
         key = self._unseal(self._key, folder / "user.key", _Place("user key", folder.name))
