@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedspk.release import CHANNELS, Channel, ChannelName, Evaluation, Kind, Manifest
 from server.page.charts import Scale
-from server.page.words import NOTHING, count_of, show_general, show_span
+from server.page.words import count_of, show_span
 from server.repository import LIFETIMES, State
 
 if TYPE_CHECKING:
@@ -32,14 +31,12 @@ class Catalogue:
     @classmethod
     def of(cls, view: View) -> Catalogue:
         """Return what a view of the repository holds."""
-        manifests = [Manifest.model_validate(each) for each in view.overview["versions"]]
-        manifests.sort(key=lambda each: each.version, reverse=True)
-        channels = [Channel.model_validate(each) for each in view.overview["channels"].values()]
+        manifests = sorted(view.manifests, key=lambda each: each.version, reverse=True)
         return cls(
             view.state,
             {each.version: each for each in manifests if each.kind == "model"},
             {each.version: each for each in manifests if each.kind == "gan"},
-            {each.name: each for each in channels},
+            view.channels,
         )
 
     def manifests(self, kind: Kind) -> Mapping[int, Manifest]:
@@ -156,60 +153,16 @@ def scale_of(evaluations: Iterable[Evaluation]) -> Scale:
     return Scale.over([bound for each in evaluations for bound in each.eer_interval])
 
 
-@dataclass(frozen=True)
-class Change:
-    """A field that two versions differ in; `better` where that can be said."""
-
-    field: str
-    before: str
-    after: str
-    difference: str = ""
-    better: bool | None = None
-
-
-def facts(manifest: Manifest) -> list[tuple[str, dict[str, str]]]:
+def facts(manifest: Manifest) -> list[tuple[str, Mapping[str, Any]]]:
     """Return all configuration of a version, by heading."""
-    found: list[tuple[str, dict[str, str]]] = []
-    training = manifest.training
-    if training is not None:
-        known = training.config
-        found.append(
-            ("Training", shown(known) if isinstance(known, dict) else {"configuration": known})
-        )
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    if manifest.training is not None:
+        config = manifest.training.config
+        found.append(("Training", config if isinstance(config, dict) else {"hash": config}))
     if manifest.architecture is not None:
-        parameters = {
-            "encoder": manifest.architecture.encoder,
-            **manifest.architecture.encoder_params,
-        }
-        found.append(("Encoder", shown(parameters)))
-        found.append(("Front end", shown(manifest.architecture.front_end)))
+        encoder = {"encoder": manifest.architecture.encoder, **manifest.architecture.encoder_params}
+        found += [("Encoder", encoder), ("Front end", manifest.architecture.front_end)]
     return found
-
-
-def shown(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return fields and values as people read them; what is nested, as JSON."""
-    return {
-        key: json.dumps(value) if isinstance(value, dict | list | tuple) else show_general(value)
-        for key, value in fields.items()
-    }
-
-
-def changes(before: Manifest, after: Manifest) -> list[Change]:
-    """Return in which of its configuration a version differs from another."""
-    old, new = _flat(before), _flat(after)
-    return [
-        Change(field, old.get(field, NOTHING), new.get(field, NOTHING))
-        for field in dict.fromkeys((*old, *new))
-        if old.get(field) != new.get(field)
-    ]
-
-
-def _flat(manifest: Manifest) -> dict[str, str]:
-    return {
-        f"{heading.lower()}: {field}": value
-        for heading, fields in facts(manifest)
-        for field, value in fields.items()
-    }
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def _environment() -> jinja2.Environment:
         "number": words.show_number,
         "signed": words.show_signed,
         "share": words.show_share,
+        "value": words.show_value,
         "bytes": words.show_bytes,
         "day": words.show_day,
         "minute": words.show_time,

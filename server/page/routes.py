@@ -11,9 +11,10 @@ from fastapi.responses import Response
 
 from fedspk.errors import FedspkError
 from fedspk.release import Kind
+from server.comparison import compare
 from server.faults import NotFoundError
 from server.page import access
-from server.page.catalogue import Catalogue, Chart, attention, changes, facts, scale_of
+from server.page.catalogue import Catalogue, Chart, attention, facts, scale_of
 from server.page.charts import Pages
 from server.page.fleet import STANDINGS, Device, bars
 from server.page.journal import Entry
@@ -42,7 +43,11 @@ def page_routes(service: Service) -> APIRouter:
                 response = access.ask_to_log_in(request)
                 response.headers.update(HEADERS)
                 return response
-            common = {"operator": operator, "path": request.url.path, "now": service.clock()}
+            common: Values = {
+                "operator": operator,
+                "path": request.url.path,
+                "now": service.clock(),
+            }
             try:
                 return show(template, **common, **view(request))
             except NotFoundError as error:
@@ -151,7 +156,7 @@ class _Views:
             "catalogue": catalogue,
             "manifest": manifest,
             "parent": parent,
-            "changes": changes(parent, manifest) if parent else [],
+            "comparison": compare(parent, manifest) if parent else None,
             "facts": facts(manifest),
             "scale": _scale([each for each in (manifest, parent) if each]),
             "use": uses[0] if uses and kind == "model" else None,

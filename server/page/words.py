@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 
 from fedspk.api import Failure
@@ -31,14 +32,18 @@ def show_number(value: float | None, digits: int = 0) -> str:
     return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
-def show_general(value: object) -> str:
-    """Return a configured value: numbers in few digits, true and false as yes and no.
+def show_value(value: object) -> str:
+    """Return a configured value: numbers in few digits, what is nested as JSON.
 
-    >>> show_general(1e-05), show_general(True), show_general("aam")
-    ('1e-05', 'yes', 'aam')
+    >>> show_value(1e-05), show_value(True), show_value("aam"), show_value([1, 2])
+    ('1e-05', 'yes', 'aam', '[1, 2]')
     """
+    if value is None:
+        return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
