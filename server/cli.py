@@ -10,13 +10,22 @@ import typer
 
 from fedspk.cli import JsonFlag
 from fedspk.errors import FedspkError
+from server.service_cli import EXAMPLES as SERVING_EXAMPLES
+from server.service_cli import (
+    Folder,
+    add_operator,
+    devices,
+    register_device,
+    remove_operator,
+    revoke_device,
+    run,
+)
 
 if TYPE_CHECKING:
     from fedspk.proposals import Proposal
     from fedspk.release import ChannelName
     from server.repository import Repository, State
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The repository's folder.")]
 Keys = Annotated[
     list[Path] | None,
     typer.Option("--key", help="A private key that is not in DIR/keys; several are welcome."),
@@ -63,9 +72,11 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True, help="Publish model versions that devices can trust."
     )
     commands = (init, new_key, publish, promote, rollback, sign, accept, versions, renew, rotate)
-    for command in commands:
+    serving = (run, add_operator, remove_operator, register_device, revoke_device, devices)
+    for command in (*commands, *serving):
         name = command.__name__.replace("_", "-")
-        server.command(name, epilog=f"Example: {_EXAMPLES[name]}")(command)
+        example = {**_EXAMPLES, **SERVING_EXAMPLES}[name]
+        server.command(name, epilog=f"Example: {example}")(command)
     app.add_typer(server, name="server")
 
 

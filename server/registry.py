@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import (
@@ -29,6 +30,7 @@ from sqlalchemy import (
 from fedspk.api import Registration, Report
 from fedspk.errors import FedspkError
 from fedspk.secagg.keys import DeviceRegister
+from server.audit import AuditLog
 from server.database import Database
 from server.faults import (
     ConflictError,
@@ -45,6 +47,7 @@ from server.records import (
     Operator,
     StateCounts,
 )
+from server.settings import Settings
 from server.tables import devices, operators, sessions
 from server.tokens import hashed, new_token
 
@@ -71,23 +74,33 @@ class Registry:
         UnavailableError: the database cannot be reached, read or written.
     """
 
-    def __init__(self, database: Database, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, database: Database, clock: Clock = utc_now, audit: AuditLog | None = None
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._audit = audit
 
     @classmethod
-    def open(cls, url: str, clock: Clock = utc_now) -> Self:
+    def of(cls, folder: Path, clock: Clock = utc_now) -> Self:
+        """Open the registry of a repository's folder, whose audit log it keeps; see `open`."""
+        folder = Path(folder)
+        return cls.open(Settings.read(folder).database, clock, AuditLog(folder / "audit.jsonl"))
+
+    @classmethod
+    def open(cls, url: str, clock: Clock = utc_now, audit: AuditLog | None = None) -> Self:
         """Open a database and bring its tables up to date.
 
         Args:
             url: `sqlite:///FILE` or `postgresql://...`.
             clock: tells the time in UTC.
+            audit: gets a line for every change of devices and operators, before it is committed.
 
         Raises:
             FedspkError: the URL is none, its driver is missing, or the database is newer than
                 this version of fedspk.
         """
-        return cls(Database.open(url), clock)
+        return cls(Database.open(url), clock, audit)
 
     def close(self) -> None:
         """Close all connections."""
@@ -100,8 +113,13 @@ class Registry:
 
     # Operators and their sessions
 
-    def add_operator(self, name: str, role: str) -> str:
+    def add_operator(self, name: str, role: str, who: str | None = None) -> str:
         """Add an operator and return his token, which is shown this once.
+
+        Args:
+            name: of the operator.
+            role: one of `ROLES`.
+            who: does this, for the audit log; None for the user of this process.
 
         Raises:
             FedspkError: the name is not 1 to 64 letters, digits, '.', '_' or '-', or the role is
@@ -120,17 +138,19 @@ class Registry:
                     name=name, role=role, token_hash=hashed(token), added_at=self._clock()
                 )
             )
+            self._note("add-operator", who, operator=name, role=role)
         return token
 
-    def remove_operator(self, name: str) -> None:
-        """Remove an operator; his token and his sessions count no more.
+    def remove_operator(self, name: str, who: str | None = None) -> None:
+        """Remove an operator; his token and his sessions count no more; `who` does this.
 
         Raises:
             NotFoundError: there is no such operator.
         """
         with self._database.writing() as connection:
             if not connection.execute(delete(operators).where(operators.c.name == name)).rowcount:
-                raise NotFoundError(f"there is no operator {name!r}.")
+                raise NotFoundError(f"there is no operator {name[:80]!r}.")
+            self._note("remove-operator", who, operator=name)
 
     def operators(self) -> list[Operator]:
         """Return all operators by name."""
@@ -190,10 +210,17 @@ class Registry:
 
     # Devices come and go
 
-    def invite(self, name: str, lifetime: timedelta = INVITATION) -> Invitation:
+    def invite(
+        self, name: str, lifetime: timedelta = INVITATION, who: str | None = None
+    ) -> Invitation:
         """Return a one-time token with which one device may register under a name.
 
         An earlier token for a device of that name that has not registered counts no more.
+
+        Args:
+            name: of the device.
+            lifetime: how long the token counts.
+            who: does this, for the audit log; None for the user of this process.
 
         Raises:
             FedspkError: the name is not 1 to 64 letters, digits, '.', '_' or '-'.
@@ -215,9 +242,8 @@ class Registry:
                     update(devices).where(devices.c.id == row["id"]).values(**fields)
                 )
             else:
-                raise ConflictError(
-                    f"device {name} is registered; revoke it first, or name another."
-                )
+                raise ConflictError(f"device {name} is registered already; revoke it first.")
+            self._note("invite", who, device=name)
         return Invitation(name, token, now + lifetime)
 
     def register(self, registration: Registration, signed_ms: int) -> tuple[DeviceRecord, bool]:
@@ -267,10 +293,15 @@ class Registry:
                 )
                 .returning(devices)
             )
+            self._note("register", f"device {registration.device}", device=row["name"])
             return _record(changed.mappings().one()), True
 
-    def revoke(self, device: str) -> DeviceRecord:
+    def revoke(self, device: str, who: str | None = None) -> DeviceRecord:
         """Revoke a device by its id or its name; its requests are refused from now on.
+
+        Args:
+            device: which.
+            who: does this, for the audit log; None for the user of this process.
 
         Raises:
             NotFoundError: there is no such device.
@@ -291,6 +322,7 @@ class Registry:
                 .values(revoked_at=self._clock())
                 .returning(devices)
             )
+            self._note("revoke", who, device=row["name"], id=row["device"])
             return _record(changed.mappings().one())
 
     # What devices say
@@ -385,20 +417,16 @@ class Registry:
             .where(devices.c.revoked_at.is_(None), devices.c.reported_at.is_not(None))
             .group_by(devices.c.version, devices.c.state)
         )
-        others = select(
-            *(
-                func.count().filter(*each)
-                for each in (
-                    (*_in_stage("registered"), devices.c.reported_at.is_(None)),
-                    _in_stage("invited"),
-                    _in_stage("revoked"),
-                    _in_stage("registered"),
-                )
-            )
-        ).select_from(devices)
+        stages = (
+            (*_in_stage("registered"), devices.c.reported_at.is_(None)),
+            _in_stage("invited"),
+            _in_stage("revoked"),
+            _in_stage("registered"),
+        )
+        others = select(*(func.count().filter(*each) for each in stages)).select_from(devices)
+        counts: dict[int | None, dict[str, int]] = {None: {}}
         with self._database.reading() as connection:
-            unreported, invited, revoked, total = connection.execute(others).one()
-            counts: dict[int | None, dict[str, int]] = {None: {}}
+            unreported, invited, revoked, total = map(int, connection.execute(others).one())
             for version, state, count in connection.execute(reports):
                 counts.setdefault(version, {})[state] = count
         from_file = StateCounts(**counts.pop(None))
@@ -419,6 +447,10 @@ class Registry:
             return DeviceRegister(
                 {row[0]: bytes.fromhex(row[1]) for row in connection.execute(query)}
             )
+
+    def _note(self, action: str, who: str | None, **details: Any) -> None:
+        if self._audit:
+            self._audit.note(action, who, **details)
 
 
 def _check_name(of: str, name: str) -> None:

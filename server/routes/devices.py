@@ -25,11 +25,7 @@ def register(
     """Register a device with its one-time token; 200 if the same device did so before."""
     signed_ms = signature.check(registration.device, bytes.fromhex(registration.public_key))
     record, is_new = service.registry.register(registration, signed_ms)
-    if is_new:
-        service.repository.audit.note(
-            "register", who=f"device {registration.device}", device=record.name
-        )
-    else:
+    if not is_new:
         response.status_code = 200
     return Registered(device=registration.device, name=record.name)
 
@@ -44,17 +40,15 @@ def report(device: Id, report: Report, signature: Signed, service: Serving) -> N
 @router.post("/invitations", status_code=201)
 def invite(invitation: NewInvitation, operator: Changer, service: Serving) -> Invited:
     """Make a one-time token for a device."""
-    made = service.registry.invite(invitation.name, timedelta(days=invitation.days))
-    service.repository.audit.note("invite", who=operator.name, device=made.name)
+    lifetime = timedelta(days=invitation.days)
+    made = service.registry.invite(invitation.name, lifetime, operator.name)
     return Invited(name=made.name, token=made.token, expires_at=made.expires_at)
 
 
 @router.delete("/devices/{device}")
 def revoke(device: Id, operator: Changer, service: Serving) -> DeviceRecord:
     """Revoke a device for good."""
-    record = service.registry.revoke(device)
-    service.repository.audit.note("revoke", who=operator.name, device=record.name, id=device)
-    return record
+    return service.registry.revoke(device, operator.name)
 
 
 @router.get("/devices")
