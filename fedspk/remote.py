@@ -152,7 +152,10 @@ class RemoteVersions:
         path = manifest_path(kind, version)
         with self._faults():
             content = self._small(self._listed(path))
-        return _readable(lambda: Manifest.from_json(content, path))
+        manifest = _readable(lambda: Manifest.from_json(content, path))
+        if (manifest.kind, manifest.version) != (kind, version):
+            raise VersionsRefused(f"{self.address}: {path} belongs to another version.", "damaged")
+        return manifest
 
     def fetch(
         self, kind: Kind, version: int, path: Path, *, on_bytes: OnBytes | None = None

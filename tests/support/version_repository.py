@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from tuf.ngclient import Updater
 from fedspk.engine import ModelDescription, save_described
 from fedspk.features import FrontEndConfig
 from fedspk.model import HeadConfig, build_model
+from fedspk.proposals import RELEASE, Content, Proposal
 from fedspk.release import (
     Channel,
     Manifest,
@@ -27,7 +28,7 @@ from fedspk.release import (
 )
 from server import operations
 from server.keyring import at_hand
-from server.repository import Repository, Signers
+from server.repository import Repository, Signers, now
 
 TINY = {"width": 0.125, "stem_channels": 8, "embedding_dim": 16}
 DESCRIPTION = ModelDescription("vggm-small", FrontEndConfig(frames=60, bins=40), TINY)
@@ -89,6 +90,22 @@ def roll_back(repository: Repository, to: int) -> None:
     with repository.changing() as state:
         made = operations.rollback(repository, state, to)
         operations.publish(repository, state, made, keys_of(repository), "rollback")
+
+
+def publish_unchecked(repository: Repository, files: Mapping[str, Content]) -> None:
+    """Publish targets as they are, as only the owner of every key could."""
+    release_unchecked(repository, keys_of(repository), files)
+
+
+def release_unchecked(
+    repository: Repository, signers: Signers, files: Mapping[str, Content]
+) -> None:
+    """Publish a release of these targets that is signed by those keys alone."""
+    with repository.changing() as state:
+        proposal = Proposal.following(state.release, files, now())
+        listed = state.targets.signed.get_delegated_role(RELEASE).keyids
+        proposal.sign(signers[keyid] for keyid in listed if keyid in signers)
+        repository.commit(state, signers, "attack", files=files, release=proposal.release)
 
 
 @contextmanager
