@@ -2,10 +2,10 @@
 
     python benchmarks/device_service.py [--encoder resnet1d-34] [--users 10] [--json FILE]
 
-A main server on loopback publishes version 2 of a model with random weights (speed does not depend on
-them) while a program asks the running device again and again, twenty times a second, who speaks. The
-update is done in a process of low priority, as `fedspk device run` does it, and for comparison in one
-of normal priority and in a thread of the service.
+A main server on loopback publishes version 2 of a model with random weights (speed does not depend
+on them) while a program asks the running device again and again, ten times a second, who speaks.
+The update is done in a process of low priority, as `fedspk device run` does it, and for comparison
+in one of normal priority and in a thread of the service.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
+from device import ask, voices, write_model  # noqa: E402
 from version_repository import publish, served  # noqa: E402
 
-from device import ask, voices, write_model  # noqa: E402
 from clients import service, update_process  # noqa: E402
 from clients.followed import MainServer  # noqa: E402
 from clients.recogniser import Recogniser  # noqa: E402
@@ -43,7 +43,7 @@ from server.creation import create  # noqa: E402
 from server.repository import Repository  # noqa: E402
 
 MODES = ("process of low priority", "process of normal priority", "thread")
-IDLE_S, AFTER_S, EVERY_S, POLL_S = 20.0, 5.0, 0.05, 1.0
+IDLE_S, AFTER_S, EVERY_S, POLL_S = 15.0, 5.0, 0.1, 1.0
 
 
 @dataclass
@@ -58,14 +58,9 @@ class Asked:
 def serve(home: Path, mode: str) -> None:
     """Be the running device."""
     if mode == "process of normal priority":
-        update_process._LOWEST_PRIORITY = 0
+        update_process._NICE = 0
     if mode == "thread":
-        vaults: list[Recogniser] = []
-        original = service.Recogniser
-        service.Recogniser = lambda vault: vaults.append(original(vault)) or vaults[0]  # type: ignore
-        UpdateProcess.run = lambda self, tell: (  # type: ignore
-            Updater(self._vault, vaults[0]).check().report()
-        )
+        UpdateProcess.run = lambda self, _: Updater(self._vault).check().report()  # type: ignore
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     service.run_service(Vault.open(home, ask), home / "s", POLL_S, stop, random.Random(1))
