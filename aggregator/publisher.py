@@ -40,7 +40,6 @@ class MainServer:
         connection: to it.
         token: of an operator with the role "aggregator".
         signer: this party's key.
-        sleep: waits so many seconds.
     """
 
     def __init__(
@@ -49,13 +48,11 @@ class MainServer:
         connection: Connection,
         token: str,
         signer: CryptoSigner,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._versions = versions
         self._connection = connection
         self._token = token
         self._signer = signer
-        self._sleep = sleep
 
     @classmethod
     def open(
@@ -127,7 +124,7 @@ class MainServer:
                     ) from error
                 wait = min(2.0**attempt, LONGEST_WAIT_S)
                 _log.info("%s Next attempt in %g s.", error, wait)
-                self._sleep(wait)
+                time.sleep(wait)
 
     def _send(self, proposal: Proposal) -> None:
         proposal.check()

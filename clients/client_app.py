@@ -9,6 +9,9 @@ store: the folder of models by content hash; without it the run's own below the 
 
 What the device insists on is the node's configuration alone:
 
+server: address of the main server; the device then trains only from the model that the server's
+    channel "training" names, with server-root: the file of its root metadata, and server-ca:
+    certificates to trust in place of the system's. Without it models come from the folder `store`.
 identity, register: files (see `fedspk identity`); without them `identity.json` in the device's
     private folder, and `register.json` beside its description.
 minimum-cohort: fewest devices of a sum that the device takes part in, those that failed not
@@ -63,7 +66,7 @@ if TYPE_CHECKING:
     from clients.local import LocalUpdate
     from clients.secure import SecureDevice
     from fedspk.secagg.masks import MaskedVector
-    from fedspk.weights import WeightStore
+    from fedspk.weights import FloatVector, WeightStore
 
 Handler: TypeAlias = Callable[[Message, Context], Message]
 
@@ -105,8 +108,8 @@ def train(message: Message, context: Context) -> Message:
     _require_plain_updates(context)
     request = TrainRequest.from_record(_content(message))
     config = RunConfig.from_json(request.config)
-    dataset, store = _dataset(context), _store(context)
-    update = _update(dataset, store, config, request)
+    dataset = _dataset(context)
+    update = _update(dataset, _model(context, config, request.model), config, request)
     by_file = config.update_transport == "file"
     reply = TrainReply(
         device=dataset.device,
@@ -114,7 +117,7 @@ def train(message: Message, context: Context) -> Message:
         loss=float(update.result.training_loss or 0.0),
         steps=update.result.steps,
         seconds=update.result.seconds,
-        update=store.put(update.delta) if by_file else "",
+        update=_store(context).put(update.delta) if by_file else "",
         delta=b"" if by_file else update.delta.astype("<f4").tobytes(),
     )
     return _reply(message, reply.to_record())
@@ -127,8 +130,10 @@ def evaluate(message: Message, context: Context) -> Message:
     _require_plain_updates(context)
     request = EvaluateRequest.from_record(_content(message))
     config = RunConfig.from_json(request.config)
-    loss, examples, seconds = _validation(_dataset(context), _store(context), config, request)
-    reply = EvaluateReply(_dataset(context).device, loss if examples else 0.0, examples, seconds)
+    dataset = _dataset(context)
+    vector = _model(context, config, request.model)
+    loss, examples, seconds = _validation(dataset, vector, config, request)
+    reply = EvaluateReply(dataset.device, loss if examples else 0.0, examples, seconds)
     return _reply(message, reply.to_record())
 
 
@@ -158,7 +163,8 @@ def train_masked(message: Message, context: Context) -> Message:
     config = RunConfig.from_json(request.config)
 
     def compute() -> Contribution:
-        update = _update(_dataset(context), _store(context), config, request)
+        vector = _model(context, config, request.model)
+        update = _update(_dataset(context), vector, config, request)
         figures = {
             "weight": update.weight,
             "loss": float(update.result.training_loss or 0.0),
@@ -181,8 +187,8 @@ def evaluate_masked(message: Message, context: Context) -> Message:
     config = RunConfig.from_json(request.config)
 
     def compute() -> Contribution:
-        found = _validation(_dataset(context), _store(context), config, request)
-        loss, examples, seconds = found
+        vector = _model(context, config, request.model)
+        loss, examples, seconds = _validation(_dataset(context), vector, config, request)
         counts = examples > 0 and math.isfinite(loss)
         return Contribution(
             {"examples": counts, "loss": loss if counts else 0.0, "seconds": seconds}
@@ -209,13 +215,13 @@ def unmask(message: Message, context: Context) -> Message:
 
 
 def _update(
-    dataset: DeviceDataset, store: WeightStore, config: RunConfig, request: TrainRequest
+    dataset: DeviceDataset, vector: FloatVector, config: RunConfig, request: TrainRequest
 ) -> LocalUpdate:
     from clients.local import local_update
 
     return local_update(
         dataset,
-        store.get(request.model),
+        vector,
         config,
         round_number=request.round,
         best_round=request.best_round,
@@ -223,7 +229,7 @@ def _update(
 
 
 def _validation(
-    dataset: DeviceDataset, store: WeightStore, config: RunConfig, request: EvaluateRequest
+    dataset: DeviceDataset, vector: FloatVector, config: RunConfig, request: EvaluateRequest
 ) -> tuple[float, int, float]:
     """Return loss, examples and seconds; round 0 is the first word of a run."""
     import time
@@ -233,7 +239,6 @@ def _validation(
     started = time.perf_counter()
     if request.round == 0:
         forget_private_parts(dataset, config)
-    vector = store.get(request.model)
     loss, examples = validation_loss(dataset, vector, config, round_number=request.round)
     return loss, examples, time.perf_counter() - started
 
@@ -361,6 +366,21 @@ def _minimum_noise(context: Context) -> float:
             "1.0, or 0 for sums of any noise."
         )
     return float(given)
+
+
+def _model(context: Context, config: RunConfig, model: str) -> FloatVector:
+    """Return the model of this hash: from the main server, verified, if the node has one."""
+    node = context.node_config
+    address = str(node.get("server") or "")
+    if not address:
+        return _store(context).get(model)
+    from clients.model_source import ModelSource
+
+    root, ca = str(node.get("server-root") or ""), str(node.get("server-ca") or "")
+    if not root:
+        raise FedspkError("The node has a server but no server-root; name the file.")
+    folder = _dataset(context).folder / "versions"
+    return ModelSource(address, folder, Path(root), Path(ca) if ca else None).get(model, config)
 
 
 def _store(context: Context) -> WeightStore:

@@ -1,0 +1,296 @@
+"""A run's models on the main server: signed by both, verified by devices, once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handing_over import Parties, parties, run_app
+from sounds import write_speakers
+from tiny_federation import tiny_config, tiny_store
+
+from aggregator.checkpoint import load_checkpoint
+from aggregator.handover import KEPT_ROUNDS
+from aggregator.publisher import MainServer
+from aggregator.record import RoundProgress
+from clients.model_source import ModelNotReleasedError, ModelSource
+from fedspk.connection import Connection, VersionsUnreachable
+from fedspk.errors import FedspkError
+from fedspk.remote import RemoteVersions
+from fedspk.rounds import RunConfig
+from fedspk.run_model import initial_vector
+from fedspk.signing import load_key, save_key
+from fedspk.weights import WeightStore
+from server import operations
+from server.keyring import at_hand
+
+CONFIG = {"share_statistics": True, "update_transport": "message"}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aggregator.publisher.LONGEST_WAIT_S", 0.0)
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Parties]:
+    with parties(tmp_path / "server") as found:
+        yield found
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return tiny_config(**CONFIG)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    return WeightStore(tmp_path / "store")
+
+
+def put_models(store: WeightStore, config: RunConfig, count: int) -> list[str]:
+    vector = initial_vector(config)
+    return [store.put(vector + np.float32(0.01 * number)) for number in range(count)]
+
+
+def last_model(folder: Path, config: RunConfig) -> str:
+    initial = WeightStore(folder / "store").put(initial_vector(config))
+    state = load_checkpoint(folder / "checkpoints", config, initial)
+    assert state is not None
+    return state.model
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_devices_train_from_what_both_parties_signed(
+    both: Parties, tmp_path: Path, secure: bool
+) -> None:
+    config = tiny_config(**CONFIG, secure=secure)
+    node = {"server": both.address, "server-root": str(both.root)}
+    run_app(tmp_path / "run", config, both.run_config(), node, 3)
+    rounds, best = [both.manifest(n) for n in (1, 2, 3)], both.manifest(4)
+    assert both.numbers() == [1, 2, 3, 4]
+    assert [each.training.round for each in rounds if each.training] == [0, 1, 2]
+    assert [each.intermediate for each in (*rounds, best)] == [True, True, True, False]
+    assert rounds[2].training is not None and rounds[2].training.survivors == 3
+    assert rounds[2].parent is not None and rounds[2].parent.version == 2
+    assert both.channel() == both.channel().model_copy(update={"version": 4})
+    assert best.content_hash in {each.content_hash for each in rounds}
+    who = {entry["who"] for entry in both.repository.audit.entries() if entry["action"] != "init"}
+    assert who == {"aggregator"}
+    run_app(tmp_path / "alone", config, {}, {}, 3)
+    assert last_model(tmp_path / "run", config) == last_model(tmp_path / "alone", config)
+
+
+def test_a_finished_run_that_is_started_again_publishes_nothing(
+    both: Parties, tmp_path: Path, config: RunConfig
+) -> None:
+    for _ in range(2):
+        run_app(tmp_path / "run", config, both.run_config(), {}, 2)
+        assert both.numbers() == [1, 2, 3, 4]
+
+
+def test_a_run_that_goes_on_publishes_where_it_stopped(
+    both: Parties, tmp_path: Path, config: RunConfig
+) -> None:
+    run_app(tmp_path / "run", config.changed(rounds=1), both.run_config(), {}, 2)
+    assert both.numbers() == [1, 2, 3]
+    run_app(tmp_path / "run", config, both.run_config(), {}, 2)
+    assert both.manifest(4).training.round == 2
+    assert both.manifest(5).intermediate is False
+
+
+def test_a_device_refuses_a_model_that_is_not_released(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    source = ModelSource(both.address, tmp_path / "device", both.root)
+    first, second, third, other = put_models(store, config, 4)
+    with pytest.raises(ModelNotReleasedError, match="no model is released for training"):
+        source.get(first, config)
+    handover = both.handover(tmp_path / "versions", config, store)
+    for number, model in enumerate((first, second, third)):
+        handover.offer(model, RoundProgress(number), None)
+        assert np.array_equal(source.get(model, config), store.get(model))
+    assert np.array_equal(source.get(second, config), store.get(second))  # kept, the first is not
+    for model in (first, other):
+        with pytest.raises(ModelNotReleasedError, match="not the model"):
+            source.get(model, config)
+    assert len(list((tmp_path / "device" / "models").iterdir())) == 2
+
+
+def test_a_device_that_lost_power_fetches_anew(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    (model,) = put_models(store, config, 1)
+    both.handover(tmp_path / "versions", config, store).offer(model, RoundProgress(0), None)
+    ModelSource(both.address, tmp_path / "device", both.root).get(model, config)
+    torn = next((tmp_path / "device" / "models").iterdir())
+    torn.write_bytes(torn.read_bytes()[:-4])
+    source = ModelSource(both.address, tmp_path / "device", both.root)
+    assert np.array_equal(source.get(model, config), store.get(model))
+
+
+def test_a_federation_of_refusing_devices_says_so(
+    both: Parties, tmp_path: Path, config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = {"server": both.address, "server-root": str(both.root)}
+    with pytest.raises(FedspkError, match="None of the run's 2 rounds was finished"):
+        run_app(tmp_path / "run", config, {}, node, 2)
+    assert "the device failed (ModelNotReleasedError)" in caplog.text
+
+
+def test_a_lost_reply_publishes_once(
+    both: Parties,
+    tmp_path: Path,
+    config: RunConfig,
+    store: WeightStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (model,) = put_models(store, config, 1)
+    send, lost = Connection.send, []
+
+    def losing(self: Connection, method: str, url: str, *rest: object) -> tuple[int, bytes]:
+        answer = send(self, method, url, *rest)
+        if url.endswith("/proposals") and not lost:
+            lost.append(answer[0])
+            raise VersionsUnreachable("the reply is lost")
+        return answer
+
+    monkeypatch.setattr(Connection, "send", losing)
+    both.handover(tmp_path / "versions", config, store).offer(model, RoundProgress(0), None)
+    assert lost == [201]
+    assert both.numbers() == [1]
+
+
+def test_another_change_in_between_is_followed(
+    both: Parties,
+    tmp_path: Path,
+    config: RunConfig,
+    store: WeightStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = put_models(store, config, 2)
+    handover = both.handover(tmp_path / "versions", config, store)
+    handover.offer(first, RoundProgress(0), None)
+    refresh, changed = RemoteVersions.refresh, []
+
+    def overtaken(self: RemoteVersions) -> None:
+        refresh(self)
+        if not changed:
+            changed.append(True)
+            promote(both, 1)
+
+    monkeypatch.setattr(RemoteVersions, "refresh", overtaken)
+    handover.offer(second, RoundProgress(1), None)
+    assert both.numbers() == [1, 2]
+    assert both.channel("canary").version == 1
+
+
+def promote(both: Parties, version: int) -> None:
+    """Let an operator with all keys set the canary channel."""
+    keys = at_hand(both.repository.keys, [both.key], None)
+    with both.repository.changing() as state:
+        made = operations.promotion(both.repository, state, version, "canary")
+        operations.publish(both.repository, state, made, keys, "promote")
+
+
+def test_old_rounds_are_withdrawn_but_for_those_that_a_channel_names(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    models = put_models(store, config, 9)
+    handover = both.handover(tmp_path / "versions", config, store)
+    for number, model in enumerate(models):
+        handover.offer(model, RoundProgress(number), None)
+        if number == 1:
+            promote(both, 2)
+    assert both.numbers() == [2, *range(10 - KEPT_ROUNDS, 10)]
+    again = both.handover(tmp_path / "anew", config, store)  # one that knows nothing yet
+    again.offer(models[0], RoundProgress(0), None)
+    assert both.numbers() == [2, *range(11 - KEPT_ROUNDS, 11)]
+
+
+def test_a_server_that_is_away_fails_the_round_and_the_run_goes_on(
+    both: Parties, tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Connection.send
+
+    def away(self: Connection, method: str, url: str, *rest: object) -> tuple[int, bytes]:
+        if url.endswith("/proposals") and both.numbers() == [1]:
+            raise VersionsUnreachable("the server is away")
+        return send(self, method, url, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "send", away)
+        with pytest.raises(FedspkError, match="after 8 attempts nothing is published"):
+            run_app(tmp_path / "run", config, both.run_config(), {}, 2)
+    assert both.numbers() == [1]
+    kept = len(list((tmp_path / "run" / "store").iterdir()))
+    run_app(tmp_path / "run", config.changed(rounds=3), both.run_config(), {}, 2)
+    assert [both.manifest(n).training.round for n in both.numbers()] == [0, 3, 3]
+    assert kept == 1
+
+
+def test_what_the_server_refuses_is_told_at_once(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    (model,) = put_models(store, config, 1)
+    both.token.write_text("fedspk_another\n")
+    handover = both.handover(tmp_path / "versions", config, store)
+    with pytest.raises(FedspkError, match=r"no operator has this token \(status 401\)"):
+        handover.offer(model, RoundProgress(0), None)
+    assert both.numbers() == []
+
+
+def test_the_best_model_is_evaluated_and_goes_to_the_canaries(
+    both: Parties, tmp_path: Path
+) -> None:
+    config = tiny_config(**CONFIG, rounds=1)
+    speech = tmp_path / "speech"
+    write_speakers(speech, speakers=2, utterances=2)
+    names = sorted(str(path.relative_to(speech)) for path in speech.rglob("*.wav"))
+    lines = [f"1 {names[0]} {names[1]}", f"0 {names[0]} {names[2]}"]
+    (speech / "trials").write_text("\n".join(lines))
+    settings = {"server-channel": "canary", "evaluation-trials": str(speech / "trials")}
+    run_app(tmp_path / "run", config, {**both.run_config(), **settings}, {}, 2)
+    canary = both.channel("canary")
+    assert canary is not None and (canary.version, canary.share) == (3, 0.1)
+    assert both.channel().version == 2
+    manifest = both.manifest(3)
+    assert manifest.evaluation is not None and manifest.evaluation.devices == 1
+    assert not manifest.intermediate
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"server-channel": "stable"}, "a run publishes to training or canary"),
+        ({"server-key": ""}, "has a server but no server-key"),
+        ({"server-token-file": "/nowhere"}, "/nowhere: cannot be read"),
+        ({"server-root": "/nowhere"}, "/nowhere: cannot be read"),
+    ],
+)
+def test_a_run_without_what_it_needs_ends_before_it_begins(
+    both: Parties, tmp_path: Path, config: RunConfig, change: dict[str, str], words: str
+) -> None:
+    with pytest.raises(FedspkError, match=words):
+        run_app(tmp_path / "run", config, {**both.run_config(), **change}, {}, 2)
+    assert both.numbers() == []
+
+
+def test_an_encrypted_key_needs_its_passphrase_file(both: Parties, tmp_path: Path) -> None:
+    files = {"root": both.root, "token": both.token, "key": tmp_path / "sealed.pem"}
+    save_key(files["key"], load_key(both.key, lambda _: b""), b"a long passphrase")
+    with pytest.raises(FedspkError, match="is encrypted; name the file of its passphrase"):
+        MainServer.open(both.address, tmp_path / "a", **files)
+    secret = tmp_path / "passphrase"
+    secret.touch(mode=0o600)
+    secret.write_text("a long passphrase\n")
+    MainServer.open(both.address, tmp_path / "b", **files, passphrase=secret)
+
+
+def test_statistics_that_stay_behind_are_no_whole_model(both: Parties, tmp_path: Path) -> None:
+    config = tiny_config(encoder="tdnn", encoder_params={"embedding_dim": 8})
+    store, _ = tiny_store(tmp_path / "store", config)
+    with pytest.raises(FedspkError, match="running statistics"):
+        both.handover(tmp_path / "versions", config, store)
