@@ -35,11 +35,22 @@ ENCODER_PREFIX = "encoder."
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a model is made of, apart from its weights: stored beside them, part of its hash."""
+    """What a model is made of, apart from its weights: stored beside them, part of its hash.
+
+    Raises:
+        FedspkError: the parameters set what the front end or the weights do.
+    """
 
     encoder: str = "vggm-small"
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     encoder_params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("bins", "frames", "seed"):
+            if name in self.encoder_params:
+                raise FedspkError(
+                    f"encoder_params sets {name}, which the front end or the weights decide."
+                )
 
     def build(self) -> Encoder:
         """Return the encoder, with arbitrary weights.
@@ -67,12 +78,16 @@ class ModelDescription:
         """
         try:
             fields = json.loads(text)
+            if not isinstance(fields["encoder"], str):
+                raise TypeError("the encoder's name is no text")
+            if not isinstance(fields["encoder_params"], dict):
+                raise TypeError("encoder_params are no fields")
             return cls(
                 encoder=fields["encoder"],
                 front_end=FrontEndConfig(**fields["front_end"]),
                 encoder_params=fields["encoder_params"],
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FedspkError(f"the model's description is not understood ({error}).") from error
 
 

@@ -30,6 +30,7 @@ _LOG_FLOOR = 1e-10  # power below which a mel band is silent; librosa.power_to_d
 _KALDI_FLOOR = torch.finfo(torch.float32).eps
 _LEAST_DEVIATION = 1e-2  # nepers; a band that never changes is set to zero, not blown up
 _MFCC_MELS = 40
+_MOST_FRAMES = 6000  # one minute at the usual hop; a model hears a few seconds
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class FrontEndConfig:
                 f"front end: normalise is {self.normalise!r}; use mean-variance, mean or none."
             )
         most = _MFCC_MELS if self.kind == "mfcc" else 128
-        if not 1 <= self.bins <= most:
-            raise FedspkError(f"front end: bins is {self.bins}; use 1 to {most} for {self.kind}.")
-        if self.frames < 1 or not 0 < self.hop_s <= self.window_s <= 0.1:
+        if not _is_count(self.bins, most):
+            raise FedspkError(f"front end: bins is {self.bins!r}; use 1 to {most} for {self.kind}.")
+        if not _is_count(self.frames, _MOST_FRAMES):
+            raise FedspkError(f"front end: frames is {self.frames!r}; use 1 to {_MOST_FRAMES}.")
+        if not (_is_number(self.hop_s) and _is_number(self.window_s)):
+            raise FedspkError("front end: hop_s and window_s must be numbers of seconds.")
+        if not 1 / SAMPLE_RATE <= self.hop_s <= self.window_s <= 0.1:
             raise FedspkError(
-                "front end: frames must be at least 1, and 0 < hop_s <= window_s <= 0.1 seconds."
+                "front end: at least one sample (1/16000 s) <= hop_s <= window_s <= 0.1 seconds."
             )
 
     @property
@@ -84,6 +89,14 @@ class FrontEndConfig:
         """Return 32 hexadecimal digits that change with every value and with the code's version."""
         text = json.dumps({"version": _VERSION, **asdict(self)}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class LogMel(nn.Module):

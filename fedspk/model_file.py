@@ -80,7 +80,10 @@ class ModelFile:
         digest = hashlib.sha256()
         for name in self._names:
             if name.startswith(ENCODER_PREFIX):
-                digest.update(np.ascontiguousarray(self._file.get_tensor(name), dtype="<f4").data)
+                weights = np.ascontiguousarray(self._file.get_tensor(name), dtype="<f4")
+                if not np.isfinite(weights).all():
+                    raise FedspkError(f"{self._path}: weight {name!r} is not finite.")
+                digest.update(weights.data)
         return described_hash(self.description(), digest.hexdigest())
 
     def file_hash(self) -> str:

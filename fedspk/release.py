@@ -54,6 +54,8 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[int, Field(ge=1, lt=10**9)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0)]
+ClientVersion = Annotated[str, Field(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$")]
+"""Of fedspk, as 0.1.0."""
 
 
 class _Document(BaseModel):
@@ -171,7 +173,7 @@ class Manifest(_File):
     privacy: Privacy | None = None
     evaluation: Evaluation | None = None
     thresholds: tuple[Threshold, ...] = ()
-    minimum_client: str = Field(default="0.1.0", pattern=r"^\d+\.\d+\.\d+$")
+    minimum_client: ClientVersion = "0.1.0"
     created: AwareDatetime
     rolled_back_to: Version | None = None
     intermediate: bool = False

@@ -55,7 +55,7 @@ def build_encoder(
     256
 
     Raises:
-        FedspkError: the name or a parameter is unknown, or the features are too small.
+        FedspkError: the name or a parameter is unknown or wrong, or the features are too small.
     """
     if name not in _REGISTRY:
         raise FedspkError(f"encoder {name!r} is unknown; choose one of {', '.join(_REGISTRY)}.")
@@ -67,5 +67,8 @@ def build_encoder(
         torch.default_generator.manual_seed(seed)
         try:
             return make(**arguments)
-        except TypeError as error:
-            raise FedspkError(f"encoder {name!r}: {error}.") from error
+        except FedspkError:
+            raise
+        except Exception as error:  # what a layer raises at a strange width is up to it
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise FedspkError(f"encoder {name!r}: {reason}.") from error

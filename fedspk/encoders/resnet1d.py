@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from fedspk.encoders.base import Encoder
 from fedspk.encoders.pooling import AttentiveStatisticsPooling
+from fedspk.errors import FedspkError
 
 _CHANNELS = (64, 128, 256, 512)
 _GROUPS = 8
+_MOST_BLOCKS = 64
 
 
 class ResNet1d(Encoder):
@@ -27,6 +29,9 @@ class ResNet1d(Encoder):
     Interspeech 2019: block counts, pooling and embedding; channels and strides are those of
     He et al., "Deep residual learning", table 1. Group normalisation in place of batch's, for
     devices whose data differ.
+
+    Raises:
+        FedspkError: `blocks` does not give four counts.
     """
 
     def __init__(
@@ -41,6 +46,10 @@ class ResNet1d(Encoder):
         super().__init__()
         self.embedding_dim = embedding_dim
         self.feature_scale = feature_scale
+        if len(blocks) != len(_CHANNELS) or not all(1 <= count <= _MOST_BLOCKS for count in blocks):
+            raise FedspkError(
+                f"encoder resnet1d has four stages of 1 to {_MOST_BLOCKS} blocks; got {blocks}."
+            )
         channels = [max(_GROUPS, round(c * width / _GROUPS) * _GROUPS) for c in _CHANNELS]
         self.stem = nn.Sequential(
             nn.Conv1d(bins, channels[0], 7, padding=3, bias=False),

@@ -97,6 +97,8 @@ WRONG_FIELDS: dict[str, dict[str, Any]] = {
     "time not in UTC": {"created": "2026-01-02T03:04:05+02:00"},
     "parent not older": {"parent": {"version": 3, "content_hash": "0" * 64}},
     "rolled back to itself": {"rolled_back_to": 3},
+    "endless version of fedspk": {"minimum_client": "9" * 5000 + ".0.0"},
+    "version of fedspk in other digits": {"minimum_client": "\u0661.0.0"},
     "no budget": {"privacy": {"epsilon": 0, "delta": 1e-5}},
     "infinite threshold": {"thresholds": [{"false_accept_rate": 0.01, "threshold": "inf"}]},
     "thresholds rise": {
@@ -167,6 +169,8 @@ def rewritten(model: Path, folder: Path, how: str) -> Path:
         metadata[DESCRIPTION_KEY] = json.dumps(fields)
     elif how == "no description":
         metadata = {}
+    elif how == "weights that are no numbers":
+        state[name] = state[name] * float("nan")
     save_file(state, path, metadata)
     if how == "no safetensors":
         path.write_bytes(b"\x80\x04pickle")
@@ -212,6 +216,56 @@ def test_a_longer_file_is_refused_unread(model: Path, manifest: Manifest, tmp_pa
 def test_a_manifest_of_an_unknown_encoder_is_refused(tmp_path: Path, model: Path) -> None:
     path = rewritten(model, tmp_path, "an unknown encoder")
     with pytest.raises(FedspkError, match="'conformer' is unknown"):
+        draft_manifest({}, path, 1, created=CREATED)
+
+
+def _described(**fields: Any) -> str:
+    return json.dumps({**json.loads(DESCRIPTION.to_json()), **fields})
+
+
+def _heard(**fields: Any) -> str:
+    return _described(front_end={**json.loads(DESCRIPTION.to_json())["front_end"], **fields})
+
+
+STRANGE = {
+    "parameters are a number": _described(encoder_params=5),
+    "parameters are a text": _described(encoder_params="abc"),
+    "the encoder is a list": _described(encoder=["x"]),
+    "parameters set the bins": _described(encoder_params={"bins": 40}),
+    "parameters set the seed": _described(encoder_params={"seed": "x"}),
+    "a negative size": _described(encoder_params={"embedding_dim": -3}),
+    "too few blocks": _described(encoder="resnet1d-18", encoder_params={"blocks": [1]}),
+    "half a frame": _heard(frames=60.5),
+    "a day of sound": _heard(frames=10**9),
+    "frames closer than samples": _heard(hop_s=1e-9),
+    "a list": "[1, 2]",
+    "brackets without end": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", STRANGE.values(), ids=STRANGE)
+def test_a_strange_description_is_neither_signed_nor_believed(
+    tmp_path: Path, model: Path, manifest: Manifest, text: str
+) -> None:
+    path = tmp_path / "strange.safetensors"
+    save_file(load_file(model), path, {DESCRIPTION_KEY: text})
+    stated = manifest.model_copy(update={"length": path.stat().st_size})
+    try:
+        fields = {**json.loads(stated.to_json()), "architecture": json.loads(text)}
+    except RecursionError:
+        fields = json.loads(stated.to_json())
+    for refuse in (
+        lambda: draft_manifest({}, path, 1, created=CREATED),
+        lambda: check_model_file(path, Manifest.from_json(json.dumps(fields))),
+    ):
+        with pytest.raises(FedspkError) as caught:
+            refuse()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_that_are_no_numbers_are_not_signed(tmp_path: Path, model: Path) -> None:
+    path = rewritten(model, tmp_path, "weights that are no numbers")
+    with pytest.raises(FedspkError, match=r"weight 'encoder\..*' is not finite"):
         draft_manifest({}, path, 1, created=CREATED)
 
 

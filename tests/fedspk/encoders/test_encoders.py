@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -84,10 +85,16 @@ def test_width_scales_the_number_of_weights() -> None:
         ("vggm-small", {"depth": 3}, "depth"),
         ("vggm-small", {"width": 0.0}, "width"),
         ("vggm-small", {"bins": 8}, "at least"),
+        ("vggm-small", {"width": "wide"}, "not supported"),
+        ("vggm-small", {"embedding_dim": -3}, "-3"),
+        ("vggm-small", {"embedding_dim": 2.5}, "float"),
+        ("tdnn", {"channels": (8, 8, 8, "x")}, "encoder 'tdnn'"),
+        ("resnet1d-18", {"blocks": (1,)}, "four stages"),
+        ("resnet1d-18", {"blocks": (1, 1, 1, 10**9)}, "1 to 64 blocks"),
+        ("resnet1d-18", {"blocks": "abcd"}, "not supported"),
     ],
 )
-def test_wrong_encoder_is_one_clear_error(
-    name: str, params: dict[str, float], message: str
-) -> None:
-    with pytest.raises(FedspkError, match=message):
-        build_encoder(name, **params)  # type: ignore[arg-type]
+def test_wrong_encoder_is_one_clear_error(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(FedspkError, match=message) as caught:
+        build_encoder(name, **params)
+    assert len(str(caught.value).splitlines()) == 1
