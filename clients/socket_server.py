@@ -203,6 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _route(self, method: Literal["GET", "POST"]) -> Answer:
+        # Read before anything is judged: a program that still sends would not hear the answer.
+        body = self._body() if method == "POST" else b""
         url = urlsplit(self.path)
         act = self.server.routes.get((method, url.path))
         if act is None:
@@ -213,13 +215,14 @@ class _Handler(BaseHTTPRequestHandler):
         pairs = parse_qsl(url.query, keep_blank_values=True)
         if len(dict(pairs)) < len(pairs):
             raise RequestError("a field of the query stands twice.", HTTPStatus.BAD_REQUEST)
-        return act(Request(dict(pairs), self._body() if method == "POST" else b""))
+        return act(Request(dict(pairs), body))
 
     def _body(self) -> bytes:
         stated = self.headers.get("Content-Length", "")
         if not _LENGTH.fullmatch(stated) or "Transfer-Encoding" in self.headers:
             raise RequestError("give the body's Content-Length.", HTTPStatus.LENGTH_REQUIRED)
         if int(stated) > MOST_BYTES:
+            self._discard(int(stated))
             raise RequestError(
                 f"the body is longer than {MOST_BYTES} bytes; send less of it.",
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -228,6 +231,11 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < int(stated):
             raise RequestError("the body ended early.", HTTPStatus.BAD_REQUEST)
         return body
+
+    def _discard(self, length: int) -> None:
+        left = min(length, 10 * MOST_BYTES)
+        while left > 0 and (part := self.rfile.read(min(left, 65_536))):
+            left -= len(part)
 
     def send_error(self, code: int, message: str | None = None, _: str | None = None) -> None:
         """Answer a request that is no HTTP, or of another method."""
