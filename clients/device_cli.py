@@ -57,7 +57,13 @@ def register(app: typer.Typer) -> None:
 
 def enroll(
     user: UserOption,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="Recordings.")
+    ] = None,
+    microphone: Annotated[
+        bool, typer.Option("--microphone", help="Record now, in place of files.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=1.0, max=120.0, help="How long to record.")] = 10.0,
     home: HomeOption = None,
     passphrase_file: PassphraseOption = None,
 ) -> None:
@@ -65,18 +71,22 @@ def enroll(
     from clients.quality import measure
     from fedspk.audio import load_audio
 
-    recordings = [load_audio(path) for path in files]
+    if bool(files) == microphone:
+        raise FedspkError("give either recordings or --microphone.")
+    recogniser = _open(home, passphrase_file)
+    names = [str(path) for path in files or ["microphone"]]
+    recordings = [load_audio(path) for path in files] if files else [_recorded(seconds)]
     qualities = [measure(audio) for audio in recordings]
     faulty = [
-        f"{path}: {fault}"
-        for path, quality in zip(files, qualities, strict=True)
+        f"{name}: {fault}"
+        for name, quality in zip(names, qualities, strict=True)
         for fault in quality.faults
     ]
     if faulty:
         raise FedspkError(f"nothing was enrolled: {'; '.join(faulty)}.")
-    enrolled = _open(home, passphrase_file).enrol(user, recordings)
-    for path, quality in zip(files, qualities, strict=True):
-        typer.echo(f"{path}: {quality.speech_s:.1f} s of speech, {quality.snr_db:.0f} dB")
+    enrolled = recogniser.enrol(user, recordings)
+    for name, quality in zip(names, qualities, strict=True):
+        typer.echo(f"{name}: {quality.speech_s:.1f} s of speech, {quality.snr_db:.0f} dB")
     typer.echo(
         f"{enrolled.name}: enrolled with {len(enrolled.recordings)} recordings, "
         f"{enrolled.seconds:.0f} s."
@@ -152,6 +162,24 @@ def _cut(false_accept: float, given: float | None) -> Threshold | float:
     from clients.versions import Threshold
 
     return false_accept if given is None else Threshold(given, None)
+
+
+def _recorded(seconds: float) -> FloatArray:
+    """Record from the microphone, with a level meter on a terminal."""
+    import sys
+
+    from clients.microphone import meter, record
+
+    is_shown = sys.stderr.isatty()
+    typer.echo(f"Speak now, for {seconds:g} s.", err=True)
+    audio = record(
+        seconds,
+        lambda at, level: (
+            typer.echo(f"\r{meter(at, level)}", err=True, nl=False) if is_shown else None
+        ),
+    )
+    typer.echo("\nThat will do." if is_shown else "That will do.", err=True)
+    return audio
 
 
 def _heard(file: Path) -> tuple[FloatArray, Quality]:
