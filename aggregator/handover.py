@@ -24,6 +24,7 @@ from fedspk.release import (
     CHANNELS,
     Channel,
     ChannelName,
+    Kind,
     channel_path,
     draft_manifest,
     manifest_path,
@@ -143,8 +144,8 @@ class Handover:
             manifest_path("model", version): manifest.to_json(),
             channel_path(name): Channel.naming(name, version, present).to_json(),
         }
-        withdrawn = [("model", number) for number in self._outdated(found, name, is_intermediate)]
-        return Proposal.following(base, files, now, withdrawn)
+        outdated = self._outdated(found, name, is_intermediate)
+        return Proposal.following(base, files, now, outdated)
 
     def _is_named(
         self, found: RemoteVersions, version: int, model: Path, is_intermediate: bool
@@ -158,7 +159,9 @@ class Handover:
             return False
         return is_intermediate or not self._is_intermediate(found, version)
 
-    def _outdated(self, found: RemoteVersions, moved: ChannelName, adds_one: bool) -> list[int]:
+    def _outdated(
+        self, found: RemoteVersions, moved: ChannelName, adds_one: bool
+    ) -> list[tuple[Kind, int]]:
         """Return the intermediate versions to withdraw when the channel `moved` names a new one."""
         base = found.release()
         if base is None:
@@ -168,7 +171,7 @@ class Handover:
         known = versions(base.signed, "model")
         rounds = [number for number in known if self._is_intermediate(found, number)]
         old = rounds[: -(KEPT_ROUNDS - adds_one)]
-        return [number for number in old if number not in named]
+        return [("model", number) for number in old if number not in named]
 
     def _is_intermediate(self, found: RemoteVersions, version: int) -> bool:
         if version not in self._intermediate:

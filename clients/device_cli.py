@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clients import model_cli, service_cli
+from clients import model_cli, service_cli, training_cli
 from clients.device_options import (
     HomeOption,
     JsonOption,
@@ -52,6 +52,7 @@ def register(app: typer.Typer) -> None:
     device.command(epilog="Example: fedspk device forget --user anna")(forget)
     model_cli.register(device)
     service_cli.add_commands(device)
+    training_cli.add_commands(device)
     app.add_typer(device, name="device")
 
 

@@ -14,12 +14,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
 from fedspk.errors import FedspkError
 from fedspk.files import write_text
+from fedspk.flower_environment import flower_environment
 from simulations.deployment_keys import make_certificates, make_node_key
 from simulations.flower_processes import (
     ConfigValue,
@@ -27,7 +28,6 @@ from simulations.flower_processes import (
     config_text,
     end_processes,
     family_of,
-    flower_environment,
     free_ports,
     send_signal,
 )
@@ -98,7 +98,8 @@ class FlowerDeployment:
         self._trusted_entities = trusted_entities
         (self._port,) = free_ports(1)
         self._home = folder / "home"
-        self._authority = folder / "ca.crt"
+        self.address = f"{_HOST}:{self._port}"
+        self.authority = folder / "ca.crt"
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -130,15 +131,7 @@ class FlowerDeployment:
         Raises:
             FedspkError: a node cannot be registered or does not come up.
         """
-        registrations = []
-        for name in configs:
-            public_key = make_node_key(self._node_key(name))
-            command = ["flwr", "supernode", "register", str(public_key), _LINK, "--name", name]
-            registrations.append(self._start(command, self._home, f"register-{name}.log"))
-        for name, registration in zip(configs, registrations, strict=True):
-            if registration.wait() != 0:
-                log = (self._folder / f"register-{name}.log").read_text(encoding="utf-8")
-                raise FedspkError(f"{name} cannot be registered: {_tail(log)}")
+        self.register_nodes(configs)
         ports = free_ports(len(configs))
         nodes = [
             self._start_node(name, config, port)
@@ -147,6 +140,23 @@ class FlowerDeployment:
         for node in nodes:
             _await(node.is_connected, f"{node.name} did not connect")
         return nodes
+
+    def register_nodes(self, names: Iterable[str]) -> dict[str, Path]:
+        """Let the SuperLink know nodes and return the files of their private keys by name.
+
+        Raises:
+            FedspkError: a node cannot be registered.
+        """
+        registrations = {}
+        for name in names:
+            public_key = make_node_key(self._node_key(name))
+            command = ["flwr", "supernode", "register", str(public_key), _LINK, "--name", name]
+            registrations[name] = self._start(command, self._home, f"register-{name}.log")
+        for name, registration in registrations.items():
+            if registration.wait() != 0:
+                log = (self._folder / f"register-{name}.log").read_text(encoding="utf-8")
+                raise FedspkError(f"{name} cannot be registered: {_tail(log)}")
+        return {name: self._node_key(name) for name in registrations}
 
     def start_unregistered_node(self, name: str) -> FlowerNode:
         """Start a node with a key that the SuperLink does not know."""
@@ -191,10 +201,10 @@ class FlowerDeployment:
         write_text(
             self._home / "config.toml",
             f'[superlink]\ndefault = "{_LINK}"\n\n[superlink.{_LINK}]\n'
-            f'address = "{_HOST}:{self._port}"\nroot-certificates = "{self._authority}"\n',
+            f'address = "{self.address}"\nroot-certificates = "{self.authority}"\n',
         )
         command = ["flower-superlink", "--host", _HOST, "--port", str(self._port)]
-        command += ["--ssl-ca-certfile", str(self._authority)]
+        command += ["--ssl-ca-certfile", str(self.authority)]
         command += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
         command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
         command += ["--database", str(self._folder / "state.db")]
@@ -210,8 +220,8 @@ class FlowerDeployment:
         _await(answers, "the SuperLink did not come up")
 
     def _start_node(self, name: str, config: Mapping[str, ConfigValue], port: int) -> FlowerNode:
-        command = ["flower-supernode", "--root-certificates", str(self._authority)]
-        command += ["--superlink", f"{_HOST}:{self._port}", "--port", str(port)]
+        command = ["flower-supernode", "--root-certificates", str(self.authority)]
+        command += ["--superlink", self.address, "--port", str(port)]
         command += ["--auth-supernode-private-key", str(self._node_key(name))]
         command += ["--node-config", config_text(config)]
         if self._trusted_entities is not None:

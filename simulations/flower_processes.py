@@ -6,11 +6,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 from fedspk.errors import FedspkError
 
@@ -18,23 +16,6 @@ ConfigValue = bool | int | float | str
 
 _FAREWELL_SECONDS = 10.0
 _FAILED = "Exit Code:"
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
-
-def flower_environment(home: Path, **variables: str) -> dict[str, str]:
-    """Return the environment of a Flower command that keeps its files in `home`.
-
-    No telemetry, no update check, no installation of packages, and this Python's commands first.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **_QUIET, "FLWR_HOME": str(home), "PATH": path, **variables}
 
 
 def config_text(values: Mapping[str, ConfigValue]) -> str:

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fedspk.errors import FedspkError
+from fedspk.flower_environment import flower_environment
 from simulations.flower_processes import (
     ConfigValue,
     check_run,
     config_text,
     end_processes,
     family_of,
-    flower_environment,
     free_ports,
     processes_named,
 )

@@ -18,13 +18,13 @@ from aggregator.bundles import BundleServer, sign_bundle
 from aggregator.federation import run_federation
 from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_text
+from fedspk.flower_environment import flower_environment
 from fedspk.secagg.quantise import Quantiser
 from simulations.deployment_keys import write_key_pair
 from simulations.executors import SerialExecutor
 from simulations.flower_deployment import FlowerDeployment
 from simulations.flower_processes import (
     family_of,
-    flower_environment,
     processes_named,
     send_signal,
 )
