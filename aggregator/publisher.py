@@ -128,7 +128,7 @@ class MainServer:
 
     def _send(self, proposal: Proposal) -> None:
         proposal.check()
-        proposal.check_base([self._signer.public_key])
+        proposal.check_base([self._signer.public_key], is_first=proposal.base is None)
         proposal.sign([self._signer])
         small: dict[str, Content] = {}
         for path, content in proposal.files.items():

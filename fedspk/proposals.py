@@ -9,27 +9,30 @@ signatures of two parties, the aggregator and the main server. A proposal is a f
 
 Rules that every party holds a proposal to before it signs:
 
-1. The base carries the signer's own signature, unless this is the first release.
+1. The base carries the signer's own signature. Only the very first release has none.
 2. The version of the metadata is the base's plus one; nothing is delegated further.
 3. Nothing that was released is altered, except channels. A version may be withdrawn, with both its
    files, but never the newest of its kind, so that no number is used twice.
-4. A new version has the next number, and both its files; model and manifest agree.
+4. A new version has the next number, and both its files; model and manifest agree. One that goes
+   back to an earlier version has its model file, to the byte.
 5. A channel names a version of the speaker model that is in the release.
 6. The files in the folder are those of the metadata, to the byte.
+7. The release has not expired, and lives no longer than `LIFETIME`.
 
-Only a run's intermediate versions that no channel names are withdrawn: the main server, which
-knows all channels and manifests, sees to that.
+The main server, which knows all channels and manifests, also sees to it that only a run's
+intermediate versions that no channel names are withdrawn, and that a version's parent is one.
 """
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Key, Signer
@@ -117,15 +120,18 @@ class Proposal:
             self.release.sign(signer, append=True)
 
     def check(self) -> None:
-        """Accept a proposal that keeps rules 2 to 6.
+        """Accept a proposal that keeps rules 2 to 7.
 
         Raises:
             FedspkError: it breaks one of them.
         """
         changes = self.changes
-        if self.release.signed.expires > datetime.now(UTC) + LIFETIME + timedelta(days=1):
+        expires, now = self.release.signed.expires, datetime.now(UTC)
+        if not now < expires <= now + LIFETIME + timedelta(days=1):
             raise FedspkError(
-                f"the proposal is signed until {self.release.signed.expires:%Y-%m-%d}; "
+                f"the proposal is signed until {expires:%Y-%m-%d}, which is past; make it anew."
+                if expires <= now
+                else f"the proposal is signed until {expires:%Y-%m-%d}; "
                 f"no release may live longer than {LIFETIME.days} days."
             )
         for path, content in self.files.items():
@@ -134,16 +140,29 @@ class Proposal:
             model = self.files[model_path(kind, version)]
             if not isinstance(model, Path):
                 raise TypeError("models are files")
-            check_model_file(model, self.manifest(kind, version))
+            manifest = self.manifest(kind, version)
+            check_model_file(model, manifest)
+            self._check_return(manifest)
         for name in changes.channels:
             self.channel(name)
 
-    def check_base(self, keys: Collection[Key]) -> None:
+    def check_base(self, keys: Collection[Key], *, is_first: bool = False) -> None:
         """Accept a base that the owner of `keys` signed with one of them (rule 1).
 
+        Args:
+            keys: of the signer.
+            is_first: whether the signer knows that nothing has been released before; without a
+                base any history could be written anew.
+
         Raises:
-            FedspkError: it did not.
+            FedspkError: the base is another's, or there is none, or is one against `is_first`.
         """
+        if (self.base is None) != is_first:
+            raise FedspkError(
+                "the proposal follows no release; only the very first one does (--first)."
+                if self.base is None
+                else "the proposal follows a release: it is not the first (--first)."
+            )
         if self.base and not any(_has_signed(key, self.base) for key in keys):
             raise FedspkError(
                 "the release before the proposed one is not signed by this key; "
@@ -161,6 +180,18 @@ class Proposal:
         if (manifest.kind, manifest.version) != (kind, version):
             raise FedspkError(f"{path}: is of {manifest.kind} version {manifest.version}.")
         return manifest
+
+    def _check_return(self, manifest: Manifest) -> None:
+        to = manifest.rolled_back_to
+        if to is None:
+            return
+        targets = self.release.signed.targets
+        old = targets.get(model_path(manifest.kind, to))
+        if old is None or old.hashes != targets[model_path(manifest.kind, manifest.version)].hashes:
+            raise FedspkError(
+                f"{manifest_path(manifest.kind, manifest.version)}: says that it goes back to "
+                f"version {to}, but has not the model file of that."
+            )
 
     def channel(self, name: ChannelName) -> Channel:
         """Return a channel that the release sets.
@@ -186,7 +217,8 @@ class Proposal:
         if folder.exists():
             raise FedspkError(f"{folder}: is there already; name a new folder.")
         for path, content in self.files.items():
-            copy_content(content, folder / "targets" / path)
+            with atomic_write(folder / "targets" / path) as out:
+                copy_content(content, out, self.release.signed.targets[path].hashes["sha256"], path)
         if self.base:
             write_bytes(folder / "base.json", self.base.to_bytes())
         self.write_signatures(folder)
@@ -214,14 +246,25 @@ class Proposal:
         return cls(release, base, files)
 
 
-def copy_content(content: Content, path: Path) -> None:
-    """Write a target's content to a file, atomically."""
-    with atomic_write(path) as out:
-        if isinstance(content, bytes):
-            out.write(content)
-        else:
-            with content.open("rb") as file:
-                shutil.copyfileobj(file, out, 1 << 20)
+def copy_content(content: Content, out: IO[bytes], sha256: str, name: str) -> None:
+    """Copy a target's content as signed: a file may have changed since its hash was taken.
+
+    Args:
+        content: of the target.
+        out: where to write it.
+        sha256: of the content, in hex, as metadata state it.
+        name: of the target, for the error.
+
+    Raises:
+        FedspkError: the content is another; what was written must not be used.
+    """
+    digest = hashlib.sha256()
+    with BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            out.write(block)
+    if digest.hexdigest() != sha256:
+        raise FedspkError(f"{name}: its file has changed since it was read; publish it again.")
 
 
 def latest_version(release: Targets | None, kind: Kind) -> int:

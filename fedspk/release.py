@@ -222,6 +222,12 @@ class Channel(_File):
     share: float = Field(default=1.0, ge=0, le=1)
     salt: str = Field(default="", pattern=r"^[0-9a-f]{0,64}$")
 
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if self.name != "canary" and (self.share != 1 or self.salt):
+            raise ValueError(f"channel {self.name} is for all devices")
+        return self
+
     @classmethod
     def from_json(cls, text: bytes | str, name: str = "the channel") -> Channel:
         """Read what `to_json` wrote; `name` says in an error where it was.
@@ -392,6 +398,10 @@ def draft_manifest(
     """
     from fedspk.model_file import ModelFile
 
+    if draft.get("rolled_back_to") is not None:
+        raise FedspkError(
+            "the manifest's rolled_back_to is set by `fedspk server rollback` alone; leave it out."
+        )
     with ModelFile.open(model) as file:
         is_model = draft.get("kind", "model") == "model"
         if is_model:

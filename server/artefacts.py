@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from fedspk.errors import FedspkError
-from fedspk.files import PARTIAL
+from fedspk.files import PARTIAL, atomic_write
 from fedspk.proposals import Content, copy_content
 from fedspk.release import channel_at, version_at
 
@@ -36,7 +35,10 @@ class Artefacts(Protocol):
         """Return the bytes of a file from `start` to before `end`, or to where the file ends."""
 
     def write(self, name: str, content: Content) -> None:
-        """Store a file, whole or not at all; one that is there already stays as it is."""
+        """Store a file, whole or not at all; one that is there already stays as it is.
+
+        Content that has not the hash in the name is refused.
+        """
 
     def fetch(self, name: str, folder: Path) -> Path:
         """Return a local file with the content, a copy in `folder` if need be."""
@@ -98,7 +100,8 @@ class LocalArtefacts:
 
     def write(self, name: str, content: Content) -> None:
         if self.size(name) != _length(content):
-            copy_content(content, self._folder / name)
+            with atomic_write(self._folder / name) as out:
+                copy_content(content, out, _hash(name), name)
 
     def fetch(self, name: str, folder: Path) -> Path:  # noqa: ARG002 (others need it)
         return self._folder / name
@@ -146,11 +149,7 @@ class RemoteArtefacts:
         with self._access(name, "written"):
             self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
             with self._store.open(temporary, "wb") as out:
-                if isinstance(content, bytes):
-                    out.write(content)
-                else:
-                    with content.open("rb") as file:
-                        shutil.copyfileobj(file, out, 1 << 20)
+                copy_content(content, out, _hash(name), name)
             self._store.mv(temporary, path)
 
     def fetch(self, name: str, folder: Path) -> Path:
@@ -185,6 +184,13 @@ def _is_ours(name: str) -> bool:
     if name.endswith(PARTIAL):
         return name.startswith(("models/", "gan/", "channels/"))
     return hash_in(name) is not None
+
+
+def _hash(name: str) -> str:
+    digest = hash_in(name)
+    if digest is None:
+        raise ValueError(f"{name!r} is no target's name")
+    return digest
 
 
 def _length(content: Content) -> int:

@@ -192,6 +192,9 @@ def sign(
     key: Annotated[
         list[Path], typer.Option(help="This party's private key; to replace it, also the new one.")
     ],
+    first: Annotated[
+        bool, typer.Option("--first", help="It is the very first release: it follows none.")
+    ] = False,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Check a proposal and add this party's signature to it."""
@@ -201,7 +204,7 @@ def sign(
     proposed = Proposal.read(proposal)
     proposed.check()
     signers = loaded(key, passphrase_file).values()
-    proposed.check_base([signer.public_key for signer in signers])
+    proposed.check_base([signer.public_key for signer in signers], is_first=first)
     proposed.sign(signers)
     proposed.write_signatures(proposal)
     typer.echo(f"{proposal}: signed: {_told(proposed)}.")

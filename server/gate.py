@@ -12,12 +12,13 @@ MARGIN = 0.5
 def check_promotion(candidate: Manifest, present: Manifest) -> None:
     """Accept a model whose EER is at most `MARGIN` points above that of the channel's present one.
 
-    A model that goes back to an earlier version is accepted: it has served before.
+    A model that goes back to a version before the present one is accepted: it is a way out.
 
     Raises:
         FedspkError: it is worse, or it was not evaluated on the same corpus.
     """
-    if present.evaluation is None or candidate.rolled_back_to is not None:
+    to = candidate.rolled_back_to
+    if present.evaluation is None or (to is not None and to < present.version):
         return
     before, after = present.evaluation, candidate.evaluation
     if after is None:

@@ -193,9 +193,11 @@ def publish(
         who: an operator of the API; None for the user of this process.
 
     Raises:
-        FedspkError: a signature is missing, the repository cannot be written, or a version is
-            withdrawn that must stay.
+        FedspkError: the proposal breaks a rule, a signature is missing, or the repository cannot
+            be written.
     """
+    proposal.check()
+    _check_parents(repository, state, proposal)
     _check_withdrawals(repository, state, proposal)
     repository.sign(state, RELEASE, proposal.release, signers)
     changes = proposal.changes
@@ -260,6 +262,23 @@ def _rounds(proposal: Proposal) -> list[dict[str, int | None]]:
         for each in added
         if each.training and each.training.round is not None and each.rolled_back_to is None
     ]
+
+
+def _check_parents(repository: Repository, state: State, proposal: Proposal) -> None:
+    """Accept new versions whose parents are published, with the hashes that they state."""
+    for kind, version in proposal.changes.versions:
+        parent = proposal.manifest(kind, version).parent
+        if parent is None:
+            continue
+        if (
+            parent.version not in versions(state.released, kind)
+            or repository.manifest(state, kind, parent.version).content_hash != parent.content_hash
+        ):
+            raise FedspkError(
+                f"the manifest's parent is {kind} version {parent.version} with the content hash "
+                f"{parent.content_hash[:12]}..., which is not published; correct it or leave it "
+                "out."
+            )
 
 
 def _check_withdrawals(repository: Repository, state: State, proposal: Proposal) -> None:

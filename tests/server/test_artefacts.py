@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from server.artefacts import Artefacts, hash_in, open_artefacts
 from server.creation import create
 from server.repository import Repository
 
-NAME = f"models/7/{'a' * 64}.model.safetensors"
-OTHER = f"channels/{'b' * 64}.stable.json"
+MODEL = bytes(range(256)) * 5000
+CHANNEL = b"{1}"
+NAME = f"models/7/{sha256(MODEL).hexdigest()}.model.safetensors"
+OTHER = f"channels/{sha256(CHANNEL).hexdigest()}.stable.json"
 
 
 class FullStore(MemoryFileSystem):
@@ -71,13 +74,13 @@ def _set_artefacts(folder: Path, url: str) -> None:
 
 def test_what_is_written_is_read_in_parts(store: Artefacts, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    model.write_bytes(bytes(range(256)) * 5000)
+    model.write_bytes(MODEL)
     store.write(NAME, model)
-    store.write(OTHER, b"{}")
-    assert (store.size(NAME), store.size(OTHER)) == (1_280_000, 2)
-    assert store.read(NAME, 1_000, 1_010) == model.read_bytes()[1_000:1_010]
+    store.write(OTHER, CHANNEL)
+    assert (store.size(NAME), store.size(OTHER)) == (1_280_000, 3)
+    assert store.read(NAME, 1_000, 1_010) == MODEL[1_000:1_010]
     assert store.read(NAME, 1_279_999, 2_000_000) == b"\xff"
-    assert store.fetch(NAME, tmp_path / "copies").read_bytes() == model.read_bytes()
+    assert store.fetch(NAME, tmp_path / "copies").read_bytes() == MODEL
 
 
 def test_what_is_not_there_is_told(store: Artefacts, tmp_path: Path) -> None:
@@ -88,16 +91,29 @@ def test_what_is_not_there_is_told(store: Artefacts, tmp_path: Path) -> None:
 
 
 def test_a_file_is_never_written_again(store: Artefacts) -> None:
-    store.write(OTHER, b"{1}")
+    store.write(OTHER, CHANNEL)
     store.write(OTHER, b"{2}")
-    assert store.read(OTHER, 0, 9) == b"{1}"
+    assert store.read(OTHER, 0, 9) == CHANNEL
+
+
+def test_content_that_has_not_the_hash_in_the_name_is_not_stored(
+    store: Artefacts, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.write_bytes(MODEL[::-1])
+    for content in (model, MODEL + b"\0"):
+        with pytest.raises(FedspkError, match="its file has changed since it was read"):
+            store.write(NAME, content)
+        assert store.size(NAME) is None
+    store.write(NAME, MODEL)
+    assert store.size(NAME) == len(MODEL)
 
 
 def test_only_target_files_are_deleted(url: str, tmp_path: Path) -> None:
     store = open_artefacts(url, tmp_path)
-    kept = NAME.replace("a" * 64, "c" * 64)
-    for name in (NAME, kept, OTHER):
-        store.write(name, b"12345")
+    kept = NAME.replace("models/7", "models/8")
+    for name, content in ((NAME, MODEL), (kept, MODEL), (OTHER, CHANNEL)):
+        store.write(name, content)
     files, folder = fsspec.url_to_fs(url)
     files.pipe_file(f"{folder}/{NAME}.partial", b"12")
     files.pipe_file(f"{folder}/README", b"not ours")
@@ -110,14 +126,14 @@ def test_only_target_files_are_deleted(url: str, tmp_path: Path) -> None:
 def test_a_failed_upload_leaves_the_name_free(full: type[FullStore], step: str) -> None:
     store = open_artefacts("full://store", Path())
     full.fails_at = step
-    with pytest.raises(FedspkError, match=r"full://store/models/7/a+\.model\.safetensors: cannot"):
-        store.write(NAME, b"12345")
+    with pytest.raises(FedspkError, match=r"full://store/models/7/\w+\.model\.safetensors: cannot"):
+        store.write(NAME, MODEL)
     assert store.size(NAME) is None
     full.fails_at = ""
     store.keep_only([])
     assert not full.store
-    store.write(NAME, b"12345")
-    assert store.read(NAME, 0, 9) == b"12345"
+    store.write(NAME, MODEL)
+    assert store.read(NAME, 0, 9) == MODEL[:9]
 
 
 def test_a_repository_publishes_and_goes_back_in_any_store(
@@ -177,7 +193,7 @@ def test_an_unfinished_file_elsewhere_in_the_folder_is_left_alone(repository: Re
 
 
 def test_names_are_those_of_targets_alone() -> None:
-    assert hash_in(NAME) == "a" * 64
+    assert hash_in(NAME) == sha256(MODEL).hexdigest()
     for name in (
         "",
         "models/7/model.safetensors",

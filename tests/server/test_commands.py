@@ -118,7 +118,11 @@ def test_two_parties_sign_on_two_hosts(
     for number in (1, 2):
         does(capsys, *publish, "--propose", proposal)
         assert "lack 1 of 2" in fails(capsys, "accept", folder, proposal)
-        assert f"model version {number}" in does(capsys, "sign", proposal, "--key", key)
+        sign = ["sign", proposal, "--key", key]
+        if number == 1:
+            assert "only the very first one does (--first)" in fails(capsys, *sign)
+            sign.append("--first")
+        assert f"model version {number}" in does(capsys, *sign)
         does(capsys, "accept", folder, proposal)
         assert "does not follow the present release" in fails(capsys, "accept", folder, proposal)
         shutil.rmtree(proposal)
@@ -126,6 +130,9 @@ def test_two_parties_sign_on_two_hosts(
     does(capsys, "new-key", tmp_path / "stranger.pem")
     stranger = ("sign", proposal, "--key", tmp_path / "stranger.pem")
     assert "not signed by this key" in fails(capsys, *stranger)
+    assert "it is not the first" in fails(capsys, "sign", proposal, "--key", key, "--first")
+    (proposal / "base.json").unlink()
+    assert "metadata version 3" in fails(capsys, "sign", proposal, "--key", key)
 
 
 def test_the_aggregator_replaces_its_key_from_its_own_host(
