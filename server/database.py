@@ -22,6 +22,8 @@ _CONNECTIONS = 40  # as many as threads that answer requests
 _LOCK = 0x66656473706B
 """PostgreSQL's advisory lock for migrations: "fedspk"."""
 
+_MIGRATING = threading.Lock()  # Alembic keeps what it works on in global variables
+
 
 class Database:
     """Transactions on a database.
@@ -42,7 +44,7 @@ class Database:
     def open(cls, url: str) -> Self:
         """Open a database and bring its tables up to date; see `Registry.open`."""
         database = cls(_engine(_parsed(url)))
-        with database.writing() as connection:
+        with _MIGRATING, database.writing() as connection:
             _migrate(connection)
         return database
 
