@@ -174,6 +174,7 @@ class Updater:
             raise
         except (FedspkError, OSError) as error:
             wanted = channel.version if channel else None
+            current = read_versions(self._vault).current
             return Outcome(current, channel, trouble=self._trouble(error, wanted, last))
 
     def _change(self, remote: RemoteVersions, number: int, may_download: bool) -> int:
@@ -274,13 +275,19 @@ def _fetch(
     path = vault.home / "remote" / "model.safetensors"
     try:
         remote.fetch("model", number, path, on_bytes=on_bytes)
-        return compile_model(path)
-    except FedspkError as error:
-        if isinstance(error, (DiskFullError, VersionsRefused, VersionsUnreachable)):
-            raise
-        raise VersionsRefused(str(error), "incompatible") from error
+        return _compiled(path, f"{remote.address}: version {number}")
     finally:
         path.unlink(missing_ok=True)
+
+
+def _compiled(path: Path, name: str) -> CompiledModel:
+    try:
+        return compile_model(path)
+    except OSError:
+        raise
+    except Exception as error:  # PyTorch's exporter has many kinds of its own
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise VersionsRefused(f"{name} cannot be used here ({reason}).", "incompatible") from error
 
 
 def _failure(error: FedspkError) -> Failure:

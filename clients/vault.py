@@ -34,7 +34,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -60,7 +60,7 @@ _FORMAT = 1
 _FORGOTTEN = b"forgotten"
 _USER_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_NAME = 200
-_MADE_FIRST = {"models", "remote", "state.box", "server.box", "lock", "update.lock"}
+_MADE_FIRST = {"models", "remote", "state.box", "server.box", "check.box", "lock", "update.lock"}
 
 
 class VaultError(FedspkError):
@@ -139,6 +139,8 @@ class Vault:
         strange = {path.name for path in home.iterdir()} - _MADE_FIRST
         if any(not name.endswith(PARTIAL) for name in strange):
             raise FedspkError(f"{home}: holds other files; choose an empty folder.")
+        for note in get_args(Note):  # an interrupted call's: its key is lost
+            (home / f"{note}.box").unlink(missing_ok=True)
         return cls(home, new_key())
 
     def keep(self, protection: Protection, ask: AskPassphrase) -> None:

@@ -14,7 +14,8 @@ import os
 import shutil
 import signal
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def die_at_change(number: int) -> None:
     sys.addaudithook(count)
 
 
-def die_everywhere(template: Path, work: Path, step: str) -> None:
+def die_everywhere(template: Path, work: Path, step: Callable[[Path], None]) -> None:
     """Leave in `work` a copy of the device for every change at which the step was interrupted."""
     for number in itertools.count(1):
         home = work / str(number)
@@ -157,7 +158,7 @@ def die_everywhere(template: Path, work: Path, step: str) -> None:
         child = os.fork()
         if child == 0:
             die_at_change(number)
-            take_step(home, step)
+            step(home)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
@@ -168,4 +169,4 @@ def die_everywhere(template: Path, work: Path, step: str) -> None:
 if __name__ == "__main__":
     quick_passphrases(pytest.MonkeyPatch())
     toy_model(2)
-    die_everywhere(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    die_everywhere(Path(sys.argv[1]), Path(sys.argv[2]), partial(take_step, step=sys.argv[3]))

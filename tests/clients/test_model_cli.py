@@ -1,0 +1,220 @@
+"""`fedspk device init --server`, `update` and `status`: what is typed, answered and refused."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import following_device
+import pytest
+import toy_device
+from bent_server import BentServer, bent
+from version_repository import make_model, publish
+
+from clients import registration
+from clients.followed import read_check, read_server
+from clients.vault import Vault
+from fedspk.cli import run
+from fedspk.errors import FedspkError
+from server.creation import create
+from server.repository import Repository
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    following_device.quickly(monkeypatch)
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """A repository without a release; `1.safetensors` and `2.safetensors` lie beside it."""
+    create(tmp_path / "versions")
+    for seed in (1, 2):
+        make_model(tmp_path / f"{seed}.safetensors", seed)
+    return Repository(tmp_path / "versions")
+
+
+@pytest.fixture
+def server(repository: Repository) -> Iterator[BentServer]:
+    with bent(repository.folder / "public") as served:
+        yield served
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> list[str]:
+    """Return the options that say where the device is to be."""
+    passphrase = tmp_path / "passphrase"
+    passphrase.touch(0o600)
+    passphrase.write_bytes(toy_device.PASSPHRASE)
+    return ["--home", str(tmp_path / "home"), "--passphrase-file", str(passphrase)]
+
+
+@pytest.fixture
+def init(place: list[str], server: BentServer, repository: Repository, tmp_path: Path) -> list[str]:
+    """Return the command that makes a device of version 1."""
+    publish(repository, tmp_path / "1.safetensors")
+    root = str(repository.metadata / "1.root.json")
+    return ["init", *place, "--server", server.address, "--root", root]
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run(["device", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run, expect exit code 2 and exactly one line on standard error, and return it."""
+    assert run(["device", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1, captured.err
+    return captured.err
+
+
+def test_a_device_is_made_updated_and_asked_how_it_is(
+    capsys: pytest.CaptureFixture[str],
+    init: list[str],
+    place: list[str],
+    server: BentServer,
+    repository: Repository,
+    tmp_path: Path,
+) -> None:
+    assert "with version 1, model" in answer(capsys, *init)
+    assert "version 1, model" in answer(capsys, "update", *place)
+    publish(repository, tmp_path / "2.safetensors")
+    updated = json.loads(answer(capsys, "update", *place, "--json"))
+    assert updated.pop("model") == repository.manifest(repository.read(), "model", 2).content_hash
+    assert updated == {"version": 2, "channel": "stable", "changed": True, "re_enrolled": 0}
+    found = json.loads(answer(capsys, "status", *place, "--json"))
+    assert (found["version"], found["server"], found["channel"]) == (2, server.address, "stable")
+    assert found["failure"] is None
+    text = answer(capsys, "status", *place)
+    assert "model     version 2, model" in text
+    assert "previous  version 1, model" in text
+    assert f"server    {server.address}, channel stable, last looked 2" in text
+    assert "trouble   " not in text
+
+
+def test_trouble_is_told_once_and_stands_in_the_status(
+    capsys: pytest.CaptureFixture[str], init: list[str], place: list[str], server: BentServer
+) -> None:
+    answer(capsys, *init)
+    server.bend = lambda _, bent_answer: setattr(bent_answer, "status", 503)
+    assert "status 503" in fails(capsys, "update", *place)
+    assert "trouble   http" in answer(capsys, "status", *place)
+    failure = json.loads(answer(capsys, "status", *place, "--json"))["failure"]
+    assert (failure["failure"], failure["version"]) == ("unreachable", None)
+    server.bend = lambda *_: None
+    answer(capsys, "update", *place)
+    assert "trouble   " not in answer(capsys, "status", *place)
+
+
+def test_init_waits_for_a_published_version(
+    capsys: pytest.CaptureFixture[str],
+    place: list[str],
+    server: BentServer,
+    repository: Repository,
+    tmp_path: Path,
+) -> None:
+    root = str(repository.metadata / "1.root.json")
+    command = ["init", *place, "--server", server.address, "--root", root]
+    assert "has published no version for devices yet" in fails(capsys, *command)
+    publish(repository, tmp_path / "1.safetensors")
+    answer(capsys, *command)
+    assert "is a device's folder already" in fails(capsys, *command)
+
+
+def test_an_offline_device_may_be_made_where_init_broke_off(
+    capsys: pytest.CaptureFixture[str],
+    init: list[str],
+    place: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(*_: Any, **__: Any) -> None:
+        raise FedspkError("killed.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "keep", die)
+        assert "killed" in fails(capsys, *init)
+    monkeypatch.setattr("clients.compiled.compile_model", following_device.quick_compile)
+    answer(capsys, "init", *place, "--model", str(tmp_path / "1.safetensors"))
+    text = answer(capsys, "status", *place)
+    assert "server    none" in text
+    assert "model     model " in text
+    assert "follows no main server" in fails(capsys, "update", *place)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "give either --server URL"),
+        (["--server", "http://127.0.0.1:1", "--model", "m"], "give either --server URL"),
+        (["--server", "http://127.0.0.1:1"], "give its --root FILE"),
+        (["--server", "http://127.0.0.1:1", "--root", "r", "--manifest", "m"], "no --manifest"),
+        (["--model", "m", "--root", "r"], "belong to a --server"),
+        (["--model", "m", "--token-file", "t"], "belong to a --server"),
+        (["--server", "http://127.0.0.1:1", "--root", "none.json"], "none.json: cannot be read"),
+        (["--server", "speakers", "--root", __file__], "write https://HOST:PORT"),
+        (["--server", "http://127.0.0.1:1", "--root", __file__], "not root metadata"),
+    ],
+)
+def test_init_says_what_does_not_fit_together(
+    capsys: pytest.CaptureFixture[str], place: list[str], arguments: list[str], match: str
+) -> None:
+    assert match in fails(capsys, "init", *place, *arguments)
+
+
+def test_init_registers_with_the_token_of_a_file(
+    capsys: pytest.CaptureFixture[str],
+    init: list[str],
+    server: BentServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("a token of the operator\n")
+    told: list[tuple[str, str, Path | None]] = []
+
+    def register(_: Vault, *arguments: Any) -> None:
+        told.append(arguments)
+
+    monkeypatch.setattr(registration, "register", register)
+    answer(capsys, *init, "--token-file", str(token))
+    assert told == [(server.address, "a token of the operator", None)]
+
+
+def test_a_device_that_could_not_be_registered_is_a_device(
+    capsys: pytest.CaptureFixture[str], init: list[str], place: list[str], tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("a token of the operator\n")
+    sentence = fails(capsys, *init, "--token-file", str(token))
+    assert "is a device now, but not registered" in sentence
+    assert "a token of the operator" not in sentence
+    answer(capsys, "update", *place)
+
+
+def test_what_a_device_follows_is_sealed(
+    capsys: pytest.CaptureFixture[str], init: list[str], server: BentServer, tmp_path: Path
+) -> None:
+    answer(capsys, *init)
+    vault = Vault.open(tmp_path / "home", toy_device.ask)
+    followed = read_server(vault)
+    assert followed is not None
+    assert followed.address == server.address
+    assert read_check(vault) is not None
+    for name in ("server", "check"):
+        box = (tmp_path / "home" / f"{name}.box").read_bytes()
+        assert server.address.encode() not in box
+        assert b"stable" not in box
