@@ -32,7 +32,7 @@ from fedspk.release import (
 )
 from fedspk.remote import RemoteVersions
 from fedspk.rounds import RunConfig
-from fedspk.run_model import require_whole_encoder, save_shared
+from fedspk.run_model import require_whole_encoder, save_shared, starting_vector
 from fedspk.weights import WeightStore
 
 KEPT_ROUNDS = 5
@@ -80,6 +80,23 @@ class Handover:
         self._evaluate = evaluate
         self._offered: str | None = None
         self._intermediate: dict[int, bool] = {}
+
+    def start(self, channel: ChannelName) -> str:
+        """Store the model that a channel names, as this run's first, and return its vector's hash.
+
+        Raises:
+            FedspkError: the channel was never set, the server is away or shows what is not to be
+                trusted, or the model is of another network than the run's.
+        """
+        found = self._server.versions.channel(channel)
+        if found is None:
+            raise FedspkError(f"init is {channel!r}, but that channel names no version yet.")
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "model.safetensors"
+            self._server.versions.fetch("model", found.version, path)
+            model = self._store.put(starting_vector(path, self._config))
+        self._store.sync([model])
+        return model
 
     def offer(self, model: str, record: RoundRecord | RoundProgress, budget: Budget) -> None:
         """Let the channel "training" name a model, before devices are asked to use it.

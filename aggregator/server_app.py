@@ -7,7 +7,8 @@ config: a JSON file of `RunConfig` fields; default: a small run on speakers of t
 rounds: overrides the configuration's when above 0.
 store: the folder of models by content hash; checkpoints: the folder of the run's checkpoint, in
     which a run continues; default: this run's own below the user's cache.
-init: hash of a model in the store to start from; default: the run's freshly drawn one.
+init: hash of a model in the store to start from, or, with a main server, the channel that names it
+    (training, canary or stable); default: the run's freshly drawn one.
 register: the file of the devices' public keys; default: `register.json` in the folder `devices`,
     and without that in the one where a simulation's nodes draw their data.
 corpus, devices, device: where the devices find their data (see `clients.client_app`).
@@ -62,13 +63,12 @@ _SMALL_RUN = RunConfig(
 def main(grid: Grid, context: Context) -> None:
     """Run a federation on the devices that the grid reaches."""
     from aggregator.federation import run_federation
-    from fedspk.run_model import initial_vector
     from fedspk.weights import WeightStore
 
     config = _run_config(context)
     store = WeightStore(_folder(context, "store"))
-    initial = _text(context, "init") or store.put(initial_vector(config))
     handover = _handover(context, config, store)
+    initial = _initial(context, config, store, handover)
     result = run_federation(
         grid,
         config,
@@ -110,6 +110,26 @@ def _handover(context: Context, config: RunConfig, store: WeightStore) -> Handov
     )
     channel = _text(context, "server-channel") or "training"
     return Handover(server, config, store, channel, _evaluation(context, config))
+
+
+def _initial(
+    context: Context, config: RunConfig, store: WeightStore, handover: Handover | None
+) -> str:
+    """Return the hash of the model to start from; a run that goes on starts from the same."""
+    from fedspk.files import read_json, write_json
+    from fedspk.release import CHANNELS
+    from fedspk.run_model import initial_vector
+
+    given = _text(context, "init")
+    channel = next((name for name in CHANNELS if name == given), None)
+    if channel is None:
+        return given or store.put(initial_vector(config))
+    if handover is None:
+        raise FedspkError(f"init is {given!r}, a channel, but the run has no server; name it.")
+    note = _folder(context, "checkpoints") / "initial.json"
+    if not note.exists():
+        write_json(note, {"channel": channel, "model": handover.start(channel)})
+    return str(read_json(note)["model"])
 
 
 def _evaluation(context: Context, config: RunConfig) -> Evaluate | None:

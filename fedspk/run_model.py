@@ -107,6 +107,27 @@ def load_shared(path: Path, config: RunConfig) -> FloatVector:
     return flatten(state, names)
 
 
+def starting_vector(path: Path, config: RunConfig) -> FloatVector:
+    """Return the shared parameters (n,) float32 with which a run goes on from any model file.
+
+    The encoder is the file's; so is the head, where it is of the run's kind and size.
+
+    Raises:
+        FedspkError: the file is missing or broken, or of another encoder or front end.
+    """
+    description, state = load_described(path)
+    if description != _description(config):
+        raise FedspkError(
+            f"{path}: holds encoder {description.encoder} with {description.front_end}; this run "
+            f"trains {config.encoder} with {config.frames} frames of {config.bins} bins."
+        )
+    model = device_model(config)
+    like = model.state_dict()
+    fitting = {name: v for name, v in state.items() if name in like and v.shape == like[name].shape}
+    model.load_parameters(fitting)
+    return flatten(model.state_dict(), shared_names(model, config))
+
+
 def _description(config: RunConfig) -> ModelDescription:
     front_end = FrontEndConfig(frames=config.frames, bins=config.bins)
     return ModelDescription(config.encoder, front_end, dict(config.encoder_params))

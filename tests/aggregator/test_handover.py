@@ -14,13 +14,19 @@ from tiny_federation import tiny_config, tiny_store
 from aggregator.checkpoint import load_checkpoint
 from aggregator.handover import KEPT_ROUNDS
 from aggregator.publisher import MainServer
-from aggregator.record import RoundProgress
+from aggregator.record import RoundProgress, RoundRecord
 from clients.model_source import ModelNotReleasedError, ModelSource
 from fedspk.connection import Connection, VersionsUnreachable
 from fedspk.errors import FedspkError
 from fedspk.remote import RemoteVersions
 from fedspk.rounds import RunConfig
-from fedspk.run_model import initial_vector
+from fedspk.run_model import (
+    device_model,
+    initial_vector,
+    save_shared,
+    shared_names,
+    starting_vector,
+)
 from fedspk.signing import load_key, save_key
 from fedspk.weights import WeightStore
 from server import operations
@@ -261,10 +267,44 @@ def test_the_best_model_is_evaluated_and_goes_to_the_canaries(
     assert not manifest.intermediate
 
 
+def test_a_run_starts_from_what_a_channel_names_and_goes_on_from_the_same(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    (model,) = put_models(store, config, 2)[1:]
+    both.handover(tmp_path / "versions", config, store).finish(model, record_of(0), None)
+    settings = {**both.run_config(), "init": "training"}
+    run_app(tmp_path / "run", config.changed(rounds=1), settings, {}, 2)
+    run_app(tmp_path / "run", config, settings, {}, 2)
+    state = load_checkpoint(tmp_path / "run" / "checkpoints", config, model)
+    assert state is not None and state.round == 2
+    assert [both.manifest(n).training.round for n in both.numbers()][:2] == [0, 1]
+
+
+def test_a_head_of_another_run_stays_behind(tmp_path: Path, config: RunConfig) -> None:
+    other = config.changed(public=5, seed=9)
+    save_shared(tmp_path / "model", initial_vector(other), other)
+    vector = starting_vector(tmp_path / "model", config)
+    head, encoder = initial_vector(config), initial_vector(other)
+    names = shared_names(device_model(config), config)
+    sizes = [device_model(config).state_dict()[name].numel() for name in names]
+    first = sum(size for name, size in zip(names, sizes, strict=True) if "encoder." in name)
+    assert names[0].startswith("encoder.") and first < vector.size
+    assert np.array_equal(vector[:first], encoder[:first])
+    assert np.array_equal(vector[first:], head[first:])
+    with pytest.raises(FedspkError, match="this run trains"):
+        starting_vector(tmp_path / "model", config.changed(frames=25))
+
+
+def record_of(number: int) -> RoundRecord:
+    return RoundProgress(number).record()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"server-channel": "stable"}, "a run publishes to training or canary"),
+        ({"init": "canary"}, "that channel names no version yet"),
+        ({"init": "canary", "server": ""}, "the run has no server"),
         ({"server-key": ""}, "has a server but no server-key"),
         ({"server-token-file": "/nowhere"}, "/nowhere: cannot be read"),
         ({"server-root": "/nowhere"}, "/nowhere: cannot be read"),
