@@ -45,7 +45,7 @@ from fedspk.release import (
     channel_path,
     check_client,
     check_model_file,
-    in_canary,
+    followed,
     manifest_path,
     model_path,
 )
@@ -138,14 +138,8 @@ class RemoteVersions:
         return _readable(lambda: Channel.from_json(content, path))
 
     def channel_of(self, device: str) -> Channel | None:
-        """Return the channel that a device follows: the canary's if it belongs there, else stable.
-
-        A canary that stable has overtaken has no say any more.
-        """
-        stable, canary = self.channel("stable"), self.channel("canary")
-        if canary and in_canary(device, canary.share, canary.salt):
-            return canary if stable is None or canary.version >= stable.version else stable
-        return stable
+        """Return the channel that a device follows (`fedspk.release.followed`)."""
+        return followed(device, self.channel("stable"), self.channel("canary"))
 
     def manifest(self, kind: Kind, version: int) -> Manifest:
         """Return the manifest of a version."""
