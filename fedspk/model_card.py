@@ -48,8 +48,8 @@ def model_card(
     Raises:
         FedspkError: a list of scores is empty or holds something not finite.
     """
-    scores = (np.asarray(each, dtype=np.float64) for each in (target, nontarget))
-    found = error_rates(*scores, p_target, seed)
+    target, nontarget = target.astype(np.float64), nontarget.astype(np.float64)
+    found = error_rates(target, nontarget, p_target, seed)
     low, high = found["eer_interval"]
     evaluation = Evaluation(
         eer=found["eer"],
