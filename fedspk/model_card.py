@@ -48,8 +48,7 @@ def model_card(
     Raises:
         FedspkError: a list of scores is empty or holds something not finite.
     """
-    target, nontarget = target.astype(np.float64), nontarget.astype(np.float64)
-    found = error_rates(target, nontarget, p_target, seed)
+    found = error_rates(target.astype(np.float64), nontarget.astype(np.float64), p_target, seed)
     low, high = found["eer_interval"]
     evaluation = Evaluation(
         eer=found["eer"],
