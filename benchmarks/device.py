@@ -5,6 +5,9 @@
 For a small and a 7.8-million-weight encoder with random weights (speed does not depend on them) and
 made voices of 3.5 s: a cold `fedspk device verify` as a person would type it, a verification in a
 running process, and the change to another model with all users' re-enrolment, compilation included.
+Then a main server on loopback: a look that finds nothing new, a whole update (download, checks,
+compilation, re-enrolment), the first verification after another process has changed the version,
+and the return to weights at hand.
 CPU seconds stand beside wall-clock ones: on a busy machine they are what to compare.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -25,7 +29,9 @@ from pathlib import Path
 import numpy as np
 
 from clients.compiled import compile_model
+from clients.followed import MainServer
 from clients.recogniser import Recogniser, create_device
+from clients.updater import Updater, create_following_device
 from clients.vault import Vault
 from clients.versions import Threshold
 from fedspk.audio import SAMPLE_RATE, FloatArray, save_audio
@@ -33,6 +39,10 @@ from fedspk.corpora.synthetic import SyntheticConfig, synthetic_corpus
 from fedspk.engine import ModelDescription, save_described
 from fedspk.files import write_json
 from fedspk.model import HeadConfig, build_model
+from server import operations
+from server.creation import create
+from server.keyring import at_hand
+from server.repository import Repository
 
 SECONDS, RECORDINGS, REPEATS, COLD_REPEATS = 3.5, 5, 50, 10
 THRESHOLD = Threshold(0.5, 0.01)
@@ -113,6 +123,62 @@ def measure(encoder: str, users: int, folder: Path) -> dict[str, object]:
     }
 
 
+def measure_following(encoder: str, users: int, folder: Path) -> dict[str, object]:
+    """Return the figures of a device that follows a main server."""
+    first, second = folder / "1.safetensors", folder / "2.safetensors"
+    write_model(first, encoder, 1)
+    write_model(second, encoder, 2)
+    speech = voices(users)
+    create(folder / "versions")
+    repository = Repository(folder / "versions")
+    publish(repository, first)
+    root = (repository.metadata / "1.root.json").read_bytes()
+    program = [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory"]
+    with subprocess.Popen(
+        [*program, repository.folder / "public"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            port = server.stdout.readline().split(" port ")[1].split()[0]
+            followed = MainServer(f"http://127.0.0.1:{port}", root)
+            vault = create_following_device(folder / "home", followed, "passphrase", ask)
+            device = Recogniser(vault)
+            for number, recordings in enumerate(speech):
+                device.enrol(f"user {number}", recordings[:RECORDINGS])
+            update = Updater(vault).check
+            test = speech[0][RECORDINGS]
+            update()
+            idle = timed(update, REPEATS, resource.RUSAGE_SELF)
+            publish(repository, second)
+            whole = timed(update, 1, resource.RUSAGE_SELF)
+            after = timed(lambda: device.verify("user 0", test, THRESHOLD), 1, resource.RUSAGE_SELF)
+            roll_back(repository, 1)
+            back = timed(update, 1, resource.RUSAGE_SELF)
+        finally:
+            server.terminate()
+    return {"no news": idle, "update": whole, "first after": after, "rolled back": back}
+
+
+def publish(repository: Repository, model: Path) -> None:
+    """Publish a model as the next version, for the channel stable."""
+    signers = at_hand(repository.keys, [], None)
+    with repository.changing() as state:
+        made = operations.publication(repository, state, model, {}, "stable")
+        operations.publish(repository, state, made, signers, "publish")
+
+
+def roll_back(repository: Repository, to: int) -> None:
+    """Publish an old version again."""
+    with repository.changing() as state:
+        made = operations.rollback(repository, state, to)
+        signers = at_hand(repository.keys, [], None)
+        operations.publish(repository, state, made, signers, "rollback")
+
+
 def main() -> None:
     """Print a markdown table; write the figures as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -123,6 +189,8 @@ def main() -> None:
     for encoder in ("tdnn", "resnet1d-34"):
         with tempfile.TemporaryDirectory() as folder:
             figures[encoder] = measure(encoder, arguments.users, Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            figures[encoder] |= measure_following(encoder, arguments.users, Path(folder))
     names = [name for name in figures["tdnn"] if name != "million_weights"]
     print("| ms: median wall (best; CPU) | " + " | ".join(figures) + " |")
     print("|---" * (1 + len(figures)) + "|")
