@@ -41,10 +41,12 @@ def mortal_server(folder: Path, kill_at: int = 0) -> Iterator[tuple[str, BasePro
     process = _PROCESSES.Process(target=_serve, args=(folder, theirs, kill_at))
     process.start()
     theirs.close()
-    address = ours.recv()
-    while timestamp.read_bytes() == before:
-        time.sleep(0.01)
     try:
+        address = ours.recv()
+        latest = time.monotonic() + 20
+        while timestamp.read_bytes() == before:
+            assert time.monotonic() < latest, "the server did not sign its timestamp again"
+            time.sleep(0.01)
         yield address, process
     finally:
         process.terminate()
