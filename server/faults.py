@@ -26,7 +26,7 @@ class LacksKeyError(ConflictError):
 
 
 class UnavailableError(FedspkError):
-    """The database cannot be used at present."""
+    """Repository or database cannot be used at present."""
 
 
 class WrongClockError(UnauthenticatedError):

@@ -111,13 +111,16 @@ class Service:
         """Return the present state, whoever changed it; read again only after a change.
 
         Raises:
-            FedspkError: the repository is damaged.
+            UnavailableError: the repository is damaged.
         """
         with self._seeing:
             present = self._fingerprint()
             if self._seen is None or self._seen[0] != present:
-                state = self.repository.read()
-                overview = operations.overview(self.repository, state)
+                try:
+                    state = self.repository.read()
+                    overview = operations.overview(self.repository, state)
+                except FedspkError as error:  # nobody who asks can help that
+                    raise UnavailableError(str(error)) from error
                 self._seen = present, View(state, overview)
             return self._seen[1]
 
@@ -159,10 +162,9 @@ def build_app(service: Service) -> FastAPI:
 
 def _refuse(request: Request, error: Exception) -> JSONResponse:
     """Answer with the sentence of an error and the status of its kind."""
-    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 422)
-    cause = error.__cause__
-    if isinstance(cause, OSError):  # the request is right, the disk is not
-        status = 507 if cause.errno in (errno.ENOSPC, errno.EDQUOT) else 503
+    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 0)
+    if status == 0:
+        status = _status_of(error.__cause__)
     if status >= 500:
         log.error(told("failed", route=template(request.scope), reason=error))
     body: dict[str, Any] = {"error": str(error)}
@@ -170,6 +172,13 @@ def _refuse(request: Request, error: Exception) -> JSONResponse:
         body["server_time"] = error.server_ms
     headers = {"WWW-Authenticate": "Bearer, Fedspk-Device"} if status == 401 else None
     return JSONResponse(body, status, headers)
+
+
+def _status_of(cause: BaseException | None) -> int:
+    """Return whose fault an error without a kind is: the request's, or the disk's."""
+    if not isinstance(cause, OSError) or cause.errno is None:
+        return 422
+    return 507 if cause.errno in (errno.ENOSPC, errno.EDQUOT) else 503
 
 
 def _refuse_input(_: Request, error: Exception) -> JSONResponse:

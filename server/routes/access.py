@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from fedspk.api import CLOCK_MARGIN, SignedRequest
+from fedspk.api import CLOCK_MARGIN, DeviceId, SignedRequest
 from server.faults import ForbiddenError, UnauthenticatedError, WrongClockError
 from server.metrics import Metrics
 from server.records import Operator, Role
@@ -123,3 +123,11 @@ class Signature:
 
 
 Signed = Annotated[Signature, Depends()]
+
+
+def _reporting(device: Annotated[DeviceId, Path()], signature: Signed, service: Serving) -> int:
+    return signature.check(device, service.registry.public_key(device))
+
+
+SignedMs = Annotated[int, Depends(_reporting)]
+"""When the registered device of the path signed the request: judged before its body is."""

@@ -1,0 +1,171 @@
+"""Who may do what: every route of the API, by role, without a token, with a wrong one."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from main_server import SigningDevice, bearer, make_service, serving
+from starlette.routing import Route
+from web_server import running
+
+from fedspk.api import API
+from server.repository import Repository
+from server.routes import ROUTERS
+from server.service import Service, build_app
+
+READERS = {"viewer", "operator"}
+RELEASERS = {"operator", "aggregator"}
+ALLOWED = {
+    ("GET", "/versions"): READERS,
+    ("GET", "/versions/{kind}/{version}"): READERS,
+    ("GET", "/versions/{a}/compare/{b}"): READERS,
+    ("GET", "/channels"): READERS,
+    ("GET", "/audit"): READERS,
+    ("GET", "/devices"): READERS,
+    ("GET", "/devices/{device}"): READERS,
+    ("GET", "/fleet"): READERS,
+    ("GET", "/register"): READERS | RELEASERS,
+    ("POST", "/invitations"): {"operator"},
+    ("DELETE", "/devices/{device}"): {"operator"},
+    ("PUT", "/uploads/{sha256}"): RELEASERS,
+    ("POST", "/versions"): {"operator"},
+    ("POST", "/promotions"): {"operator"},
+    ("POST", "/rollbacks"): {"operator"},
+    ("POST", "/proposals"): RELEASERS,
+}
+BY_SIGNATURE = {("POST", "/devices"), ("PUT", "/devices/{device}/report")}
+VALUES = {"kind": "model", "version": "1", "a": "1", "b": "1", "device": "0" * 32}
+BODIES = {
+    "/invitations": {"name": "kitchen"},
+    "/versions": {"model": "0" * 64},
+    "/promotions": {"version": 1, "channel": "stable"},
+    "/rollbacks": {"to": 1},
+    "/proposals": {"release": "{}"},
+}
+
+
+@pytest.fixture
+def service(repository: Repository) -> Iterator[Service]:
+    made = make_service(repository)
+    yield made
+    made.registry.close()
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[httpx.Client]:
+    with serving(service) as opened:
+        yield opened
+
+
+def request(client: httpx.Client, method: str, path: str, **headers: str) -> httpx.Response:
+    """Send a right request but for who asks."""
+    url = API + re.sub(r"\{(\w+)\}", lambda each: VALUES.get(each[1], "0" * 64), path)
+    body = BODIES.get(path) if method == "POST" else None
+    return client.request(method, url, json=body, headers=headers)
+
+
+def test_every_route_is_in_the_table() -> None:
+    known = {
+        (method, route.path.removeprefix(API))
+        for router in ROUTERS
+        for route in router.routes
+        if isinstance(route, Route) and route.path.startswith(API)
+        for method in route.methods or ()
+    }
+    assert known == {*ALLOWED, *BY_SIGNATURE}
+
+
+def test_every_role_may_do_what_the_table_says_and_no_more(
+    client: httpx.Client, service: Service
+) -> None:
+    for role in ("viewer", "operator", "aggregator"):
+        token = service.registry.add_operator(role, role)
+        for (method, path), allowed in ALLOWED.items():
+            status = request(client, method, path, **bearer(token)).status_code
+            if role in allowed:
+                assert status not in (401, 403), (role, method, path, status)
+            else:
+                assert status == 403, (role, method, path, status)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer fedspk_wrong",
+        "Basic YTpi",
+        "Bearer " + "x" * 4000,
+        "Fedspk-Device device=00, time=1, signature=00",
+        "Bearer \x80",
+    ],
+)
+def test_nobody_else_may_do_anything(client: httpx.Client, header: str) -> None:
+    headers = {"Authorization": header.encode("latin-1")} if header else {}
+    for method, path in (*ALLOWED, *(BY_SIGNATURE - {("POST", "/devices")})):
+        answer = request(client, method, path, **headers)  # type: ignore[arg-type]
+        assert answer.status_code == 401, (method, path, answer.text)
+        assert set(answer.json()) == {"error"}
+        assert "Bearer" in answer.headers["WWW-Authenticate"]
+
+
+def test_a_device_is_no_operator_and_an_operator_no_device(
+    client: httpx.Client, service: Service
+) -> None:
+    device = SigningDevice(1)
+    service.registry.register(device.registration(service.registry.invite("k").token), 1)
+    assert device.send(client, "GET", "/versions", b"").status_code == 401
+    token = service.registry.add_operator("ann", "operator")
+    path = f"{API}/devices/{device.id}/report"
+    assert client.put(path, json={}, headers=bearer(token)).status_code == 401
+
+
+def test_a_removed_operator_is_nobody(client: httpx.Client, service: Service) -> None:
+    token = service.registry.add_operator("ann", "operator")
+    assert request(client, "GET", "/versions", **bearer(token)).status_code == 200
+    service.registry.remove_operator("ann")
+    assert request(client, "GET", "/versions", **bearer(token)).status_code == 401
+
+
+def test_health_is_for_everybody_and_metrics_are_not(
+    client: httpx.Client, service: Service
+) -> None:
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/metrics").status_code == 401
+    token = service.registry.add_operator("prometheus", "viewer")
+    assert client.get("/metrics", headers=bearer(token)).status_code == 200
+
+
+def test_no_token_and_no_query_is_logged(
+    client: httpx.Client, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "fedspk")
+    token = service.registry.add_operator("ann", "operator")
+    answer = client.post(
+        f"{API}/invitations?note=private", json={"name": "kitchen"}, headers=bearer(token)
+    )
+    invited = answer.json()["token"]
+    SigningDevice(1).register(client, invited)
+    SigningDevice(2).register(client, invited)
+    assert "status=403" in caplog.text
+    assert "who=ann" in caplog.text
+    for secret in (token, invited, "private"):
+        assert secret not in caplog.text
+
+
+def test_an_error_of_the_servers_own_tells_nothing(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("inner workings")
+
+    monkeypatch.setattr(service.registry, "fleet", broken)
+    token = service.registry.add_operator("ann", "viewer")
+    with running(build_app(service)) as address:
+        answer = httpx.get(f"{address}{API}/fleet", headers=bearer(token))
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "the server failed; its log says why."}
