@@ -63,6 +63,7 @@ def device_status(vault: Vault, versions: Versions) -> dict[str, Any]:
             {"name": user.name, "recordings": len(user.recordings), "seconds": user.seconds}
             for user in vault.users()
         ],
+        "damaged": sorted(vault.damaged()),
         "server": server.address if server else None,
         "registered": vault.registered_with() is not None,
         "channel": check.channel if check else None,

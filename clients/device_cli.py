@@ -149,7 +149,10 @@ def forget(
     """Destroy a user's key, and with it recordings and profiles; there is no way back."""
     vault = open_vault(home, passphrase_file)
     with vault.writing():
-        vault.forget(vault.user(user))
+        if user in vault.damaged():
+            vault.forget_damaged(user)
+        else:
+            vault.forget(vault.user(user))
     typer.echo(f"{user}: forgotten.")
 
 

@@ -199,6 +199,7 @@ def status(
                 {"name": user.name, "recordings": len(user.recordings), "seconds": user.seconds}
                 for user in users
             ],
+            damaged=sorted(vault.damaged()),
         )
         return
     typer.echo(f"device    {vault.device[:8]} in {vault.home}, key guarded by a {protection}")
@@ -209,6 +210,8 @@ def status(
         typer.echo(
             f"user      {user.name}, {len(user.recordings)} recordings, {user.seconds:.0f} s"
         )
+    for user_id, error in vault.damaged().items():
+        typer.echo(f"damaged   {user_id}: {error}")
 
 
 def _follow_from_now_on(

@@ -16,9 +16,10 @@ associated data name format, device, kind, user, model hash and place, so that n
 another's stead. Nothing is stored in clear: ids are random, names are inside the card. The device's
 identity is derived from the vault key and stored nowhere.
 
-Each change has one file whose renaming makes it true: `user.key` for a new user and for forgetting
-one, `card.box` for more recordings, `state.box` for another model. What a killed process left
-beside it is removed when the vault is next written.
+Each change has one file whose renaming makes it true: `user.key` for a new user, `card.box` for
+more recordings, `state.box` for another model. What a killed process left beside it is removed when
+the vault is next written. To forget a user, `user.key` is overwritten where it lies: a full disk is
+no obstacle. A user whose card does not open is passed over, and can be forgotten by the id.
 """
 
 from __future__ import annotations
@@ -203,9 +204,12 @@ class Vault:
         self._seal(self._key, self.home / f"{kind}.box", content, _Place(kind))
 
     def users(self) -> list[User]:
-        """Return who is enrolled, by name."""
-        found = [self._card_if_alive(folder) for folder in self._folders()]
-        return sorted((user for user in found if user), key=lambda user: user.name)
+        """Return who is enrolled, by name, but for the `damaged`."""
+        return self._look()[0]
+
+    def damaged(self) -> dict[str, FedspkError]:
+        """Return the ids of users whose cards do not open, and why."""
+        return self._look()[1]
 
     def user(self, name: str) -> User:
         """Return an enrolled user.
@@ -213,9 +217,15 @@ class Vault:
         Raises:
             UnknownUserError: nobody of this name is enrolled.
         """
-        for user in self.users():
+        users, damaged = self._look()
+        for user in users:
             if user.is_called(name):
                 return user
+        for user_id, error in damaged.items():
+            raise VaultError(
+                f"{name!r} is not among the users whose boxes open: {error} Put back a backup of "
+                f"it, or do `fedspk device forget --user {user_id}` and enrol anew."
+            )
         raise UnknownUserError(f"{name!r} is not enrolled; do it with `fedspk device enroll`.")
 
     def recordings(self, user: User) -> list[FloatArray]:
@@ -283,10 +293,13 @@ class Vault:
 
     def forget(self, user: User) -> None:
         """Destroy the user's data key, and then the boxes that nothing opens any more."""
-        folder = self._folder(user.id)
-        size = KEY_BYTES + SEAL_BYTES - len(_FORGOTTEN)
-        write_bytes(folder / "user.key", _FORGOTTEN + secrets.token_bytes(size), 0o600)
-        self._remove(folder)
+        self._destroy(self._folder(user.id))
+
+    def forget_damaged(self, user_id: str) -> None:
+        """Do the same with one of the `damaged`."""
+        if user_id not in self.damaged():
+            raise UnknownUserError(f"{user_id}: no user of this id is damaged.")
+        self._destroy(self._folder(user_id))
 
     def drop_profiles(self, keep: set[str]) -> None:
         """Delete the profiles of all models but these, and those of former revisions."""
@@ -300,12 +313,23 @@ class Vault:
             if not _is_alive(folder):
                 self._remove(folder)
                 continue
-            user = self._card(folder)
+            try:
+                user = self._card(folder)
+            except FedspkError:
+                continue
             kept = {self._audio_path(user, number) for number in user.recordings}
             for path in set(folder.glob("*.audio")) - kept:
                 path.unlink()
         for path in self.home.rglob(f".*{PARTIAL}"):
             path.unlink(missing_ok=True)
+
+    def _destroy(self, folder: Path) -> None:
+        key = folder / "user.key"
+        try:
+            _overwrite(key, _FORGOTTEN + secrets.token_bytes(KEY_BYTES + SEAL_BYTES))
+        except OSError:  # a file system that writes elsewhere, and is full
+            key.unlink()
+        self._remove(folder)
 
     def _remove(self, folder: Path) -> None:
         # The key goes last: while it is there, it says that the rest is to go.
@@ -315,13 +339,15 @@ class Vault:
         shutil.rmtree(folder)
         sync(folder.parent)
 
-    def _card_if_alive(self, folder: Path) -> User | None:
-        try:
-            return self._card(folder) if _is_alive(folder) else None
-        except FedspkError:
-            if _is_alive(folder):
-                raise
-            return None  # forgotten this moment, by another process
+    def _look(self) -> tuple[list[User], dict[str, FedspkError]]:
+        users, damaged = [], {}
+        for folder in filter(_is_alive, self._folders()):
+            try:
+                users.append(self._card(folder))
+            except FedspkError as error:
+                if _is_alive(folder):  # else forgotten this moment, by another process
+                    damaged[folder.name] = error
+        return sorted(users, key=lambda user: user.name), damaged
 
     def _card(self, folder: Path) -> User:
         key = self._unseal(self._key, folder / "user.key", _Place("user key", folder.name))
@@ -360,6 +386,16 @@ class Vault:
 
     def _associated(self, place: _Place) -> bytes:
         return json.dumps([_FORMAT, self.device, *astuple(place)]).encode()
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Write over the first bytes of a file, where they lie; `data` is cut to its length."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, data[: os.fstat(descriptor).st_size], 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_alive(folder: Path) -> bool:

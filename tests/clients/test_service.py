@@ -314,9 +314,12 @@ def test_a_fault_inside_is_an_answer_too(
 def test_an_altered_box_is_told(service: Path, device: Recogniser) -> None:
     folder = device._vault.home / "users" / device._vault.user("anna").id
     (folder / "card.box").write_bytes(b"x" * 200)
-    status, found = asked(service, "POST", "/verify?user=bert", sound(1, 7))
+    status, found = asked(service, "POST", "/verify?user=anna", sound(0, 7))
     assert status == 500
     assert "was altered" in found["error"]
+    assert asked(service, "POST", "/verify?user=bert", sound(1, 7))[0] == 200
+    status, found = asked(service, "GET", "/status")
+    assert found["damaged"] == [folder.name]
 
 
 def test_no_request_fails_while_the_model_changes_back_and_forth(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,8 @@ def profile_of(vault: Vault, user: User) -> Path:
 
 def read_all(vault: Vault) -> None:
     vault.read_state()
+    for error in vault.damaged().values():
+        raise error
     for user in vault.users():
         vault.recordings(user)
         vault.profile(user, MODEL)
@@ -109,7 +114,7 @@ def test_a_box_of_another_user_does_not_open(vault: Vault, name: str) -> None:
 def test_even_with_the_key_a_folder_moved_to_another_user_does_not_open(vault: Vault) -> None:
     folder_of(vault, "anna").rename(vault.home / "users" / (32 * "0"))
     with pytest.raises(VaultError, match="another device, user or model"):
-        vault.users()
+        vault.user("anna")
 
 
 def test_recordings_do_not_change_places(vault: Vault) -> None:
@@ -138,8 +143,7 @@ def test_a_profile_does_not_open_as_another_models_or_an_older_enrolments(
 def test_boxes_of_another_device_do_not_open(vault: Vault, tmp_path: Path) -> None:
     other = new_device(tmp_path / "other", "anna")._vault
     shutil.copytree(folder_of(vault, "anna"), other.home / "users" / vault.user("anna").id)
-    with pytest.raises(VaultError):
-        other.users()
+    assert list(other.damaged()) == [vault.user("anna").id]
     shutil.copy(vault.home / "state.box", other.home / "state.box")
     with pytest.raises(VaultError):
         other.read_state()
@@ -150,8 +154,8 @@ def test_the_devices_name_is_in_every_box_even_under_one_key(vault: Vault) -> No
     renamed.device = 32 * "0"
     with pytest.raises(VaultError):
         renamed.read_state()
-    with pytest.raises(VaultError):
-        renamed.users()
+    assert renamed.users() == []
+    assert len(renamed.damaged()) == 2
 
 
 def test_what_is_forgotten_is_gone_and_the_others_are_not(vault: Vault) -> None:
@@ -176,8 +180,81 @@ def test_a_backup_of_the_boxes_is_worthless_without_the_data_key(
     bert_key = (folder_of(vault, "bert") / "user.key").read_bytes()
     shutil.copytree(backup, folder)
     (folder / "user.key").write_bytes(bert_key)
-    with pytest.raises(VaultError):
-        vault.users()
+    assert list(vault.damaged()) == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["card.box", "user.key"])
+@pytest.mark.parametrize("how", ["altered", "missing"])
+def test_one_damaged_user_is_no_trouble_for_the_others(
+    device: Recogniser, vault: Vault, name: str, how: str
+) -> None:
+    damaged = folder_of(vault, "anna")
+    (damaged / name).unlink()
+    if how == "altered":
+        (damaged / name).write_bytes(b"x" * 60)
+    assert device.verify("bert", voice(1, 7), THRESHOLDS[1]).accepted
+    device.enrol("carl", [voice(2, 0)])
+    device.use_model(toy_model(2), THRESHOLDS)
+    assert [user.name for user in vault.users()] == ["bert", "carl"]
+    if (name, how) == ("user.key", "missing"):
+        assert not damaged.exists()  # that is how an interrupted enrolment looks
+        return
+    assert list(vault.damaged()) == [damaged.name]
+    with pytest.raises(VaultError, match=f"{name}: .*forget --user {damaged.name}"):
+        vault.user("anna")
+    with vault.writing():
+        vault.forget_damaged(damaged.name)
+    assert not damaged.exists()
+    assert vault.damaged() == {}
+    device.enrol("anna", [voice(0, 0)])
+    assert device.verify("anna", voice(0, 7), THRESHOLDS[1]).accepted
+
+
+def test_only_a_damaged_user_is_forgotten_by_id(vault: Vault) -> None:
+    user = vault.user("anna")
+    with vault.writing(), pytest.raises(FedspkError, match="no user of this id is damaged"):
+        vault.forget_damaged(user.id)
+    assert vault.user("anna") == user
+
+
+@pytest.mark.parametrize("call", ["write", "pwrite"])
+def test_a_full_disk_does_not_keep_a_user(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Nothing can be written anew; on some file systems not even over what is there."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = folder_of(vault, "anna")
+    with vault.writing(), monkeypatch.context() as patch:
+        patch.setattr(tempfile, "mkstemp", full)
+        if call == "pwrite":
+            patch.setattr(os, "pwrite", full)
+        vault.forget(vault.user("anna"))
+    assert not folder.exists()
+    assert [user.name for user in vault.users()] == ["bert"]
+
+
+def test_the_key_is_overwritten_where_it_lies(vault: Vault, tmp_path: Path) -> None:
+    folder, link = folder_of(vault, "anna"), tmp_path / "link"
+    before = (folder / "user.key").read_bytes()
+    os.link(folder / "user.key", link)
+    with vault.writing():
+        vault.forget(vault.user("anna"))
+    after = link.read_bytes()
+    assert len(after) == len(before)
+    starts = range(0, len(before) - 7, 8)
+    assert all(before[start : start + 8] != after[start : start + 8] for start in starts)
+
+
+def test_profiles_of_former_enrolments_are_deleted(device: Recogniser, vault: Vault) -> None:
+    device.enrol("anna", [voice(0, 3)])
+    user = vault.user("anna")
+    device.use_model(toy_model(2), THRESHOLDS)
+    found = {path.name for path in folder_of(vault, "anna").glob("*.profile")}
+    hashes = (MODEL, toy_model(2).model_hash)
+    assert found == {f"{each}.{user.revision}.profile" for each in hashes}
 
 
 def test_files_are_the_owners_alone(vault: Vault) -> None:
