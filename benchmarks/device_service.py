@@ -5,14 +5,17 @@
 A main server on loopback publishes version 2 of a model with random weights (speed does not depend
 on them) while a program asks the running device again and again, ten times a second, who speaks.
 The update is done in a process of low priority, as `fedspk device run` does it, and for comparison
-in one of normal priority and in a thread of the service.
+in one of normal priority and in a thread of the service. The process is halted for every other
+second: so idle and update are measured under the same load of the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -37,22 +40,23 @@ from clients.socket_server import UnixConnection  # noqa: E402
 from clients.update_process import UpdateProcess  # noqa: E402
 from clients.updater import Updater, create_following_device  # noqa: E402
 from clients.vault import Vault  # noqa: E402
+from fedspk.api import Report  # noqa: E402
 from fedspk.audio import save_audio  # noqa: E402
 from fedspk.files import write_json  # noqa: E402
 from server.creation import create  # noqa: E402
 from server.repository import Repository  # noqa: E402
 
 MODES = ("process of low priority", "process of normal priority", "thread")
-IDLE_S, AFTER_S, EVERY_S, POLL_S = 15.0, 5.0, 0.1, 1.0
+IDLE_S, EVERY_S, TURN_S, POLL_S = 15.0, 0.1, 1.0, 1.0
 
 
 @dataclass
 class Asked:
-    """One request: when it was sent, how long it took (seconds), the model that answered."""
+    """A request: how long it took (seconds), the model that answered, whether an update ran."""
 
-    at: float
     took: float
     model: str | None
+    in_update: bool
 
 
 def serve(home: Path, mode: str) -> None:
@@ -60,10 +64,22 @@ def serve(home: Path, mode: str) -> None:
     if mode == "process of normal priority":
         update_process._NICE = 0
     if mode == "thread":
-        UpdateProcess.run = lambda self, _: Updater(self._vault).check().report()  # type: ignore
+        UpdateProcess.run = update_here  # type: ignore[method-assign]
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     service.run_service(Vault.open(home, ask), home / "s", POLL_S, stop, random.Random(1))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(json.dumps({"cpu_s": used.ru_utime + used.ru_stime, "mib": used.ru_maxrss / 1024}))
+
+
+def update_here(process: UpdateProcess, _: object) -> Report:
+    """Update in this thread; the file "updating" is there meanwhile."""
+    sign = process._vault.home / "updating"
+    sign.touch()
+    try:
+        return Updater(process._vault).check().report()
+    finally:
+        sign.unlink()
 
 
 def ask_once(path: Path, body: bytes) -> tuple[str | None, bool]:
@@ -110,42 +126,48 @@ def measure(mode: str, encoder: str, users: int, folder: Path) -> dict[str, obje
         save_audio(folder / "test.wav", speech[0][-1])
         body = (folder / "test.wav").read_bytes()
         command = [sys.executable, __file__, "--serve", mode, "--home", str(vault.home)]
-        with subprocess.Popen(command) as running:
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
             try:
-                return watch(vault.home / "s", body, repository, models[1])
+                found = watch(running.pid, vault.home / "s", body, repository, models[1])
             finally:
                 running.terminate()
+            return found | {"process": json.loads(running.communicate()[0])}
 
 
-def watch(path: Path, body: bytes, repository: Repository, newer: Path) -> dict[str, object]:
+def watch(
+    pid: int, path: Path, body: bytes, repository: Repository, newer: Path
+) -> dict[str, object]:
     """Ask again and again, publish meanwhile, and return the figures."""
     while not ask_once(path, body)[1]:
         time.sleep(0.1)
     asked: list[Asked] = []
     first = ask_once(path, body)[0]
-    begun = time.monotonic()
-    published = changed = None
-    turn = begun
     publishing = threading.Thread(target=publish, args=(repository, newer))
-    while changed is None or time.monotonic() < changed + AFTER_S:
+    begun = turn = time.monotonic()
+    while not asked or asked[-1].model in (first, None):
         time.sleep(max(0.0, turn - time.monotonic()))
         turn = max(turn + EVERY_S, time.monotonic())
+        if not publishing.ident and turn > begun + IDLE_S:
+            publishing.start()
+        in_update = let_update(pid, is_on=int(turn / TURN_S) % 2 == 0)
+        in_update |= path.with_name("updating").exists()
         at = time.monotonic()
         model, _ = ask_once(path, body)
-        asked.append(Asked(at, time.monotonic() - at, model))
-        if published is None and at > begun + IDLE_S:
-            published = at
-            publishing.start()
-        if changed is None and model not in (first, None):
-            changed = at
+        asked.append(Asked(time.monotonic() - at, model, in_update))
     publishing.join()
-    assert published is not None
     return {
-        "idle": figures([each for each in asked if each.at < published]),
-        "update": figures([each for each in asked if published <= each.at <= changed]),
-        "after": figures([each for each in asked if each.at > changed]),
-        "seconds": changed - published,
+        "idle": figures([each for each in asked if not each.in_update]),
+        "update": figures([each for each in asked if each.in_update]),
     }
+
+
+def let_update(pid: int, is_on: bool) -> bool:
+    """Halt the update of a service or let it go on; say whether it is going on."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    updates = [int(child) for each in children for child in each.read_text().split()]
+    for update in updates:
+        os.kill(update, signal.SIGCONT if is_on else signal.SIGSTOP)
+    return bool(updates) and is_on
 
 
 def main() -> None:

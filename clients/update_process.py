@@ -36,8 +36,7 @@ from fedspk.errors import FedspkError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# of -20 to 19: with all cores busy it still gets a tenth of one, so that the update ends
-_NICE = 10
+_NICE = 19  # the lowest priority; an update has time
 
 
 class UpdateProcess:
