@@ -169,6 +169,35 @@ def test_a_lost_reply_publishes_once(
     assert both.numbers() == [1]
 
 
+def test_after_a_hand_over_of_unknown_end_the_round_before_is_offered_again(
+    both: Parties,
+    tmp_path: Path,
+    config: RunConfig,
+    store: WeightStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = put_models(store, config, 2)
+    handover = both.handover(tmp_path / "versions", config, store)
+    handover.offer(first, RoundProgress(0), None)
+    send = Connection.send
+
+    def losing(self: Connection, method: str, url: str, *rest: object) -> tuple[int, bytes]:
+        answer = send(self, method, url, *rest)
+        if url.endswith("/proposals"):
+            raise VersionsUnreachable("the reply is lost")
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr("aggregator.publisher.ATTEMPTS", 1)
+        patched.setattr(Connection, "send", losing)
+        with pytest.raises(FedspkError, match="after 1 attempts"):
+            handover.offer(second, RoundProgress(1), None)
+    assert both.numbers() == [1, 2]
+    handover.offer(first, RoundProgress(0), None)
+    source = ModelSource(both.address, tmp_path / "device", both.root)
+    assert np.array_equal(source.get(first, config), store.get(first))
+
+
 def test_another_change_in_between_is_followed(
     both: Parties,
     tmp_path: Path,
