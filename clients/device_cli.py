@@ -87,7 +87,8 @@ def enroll(
         raise FedspkError(f"nothing was enrolled: {'; '.join(faulty)}.")
     enrolled = recogniser.enrol(user, recordings)
     for name, quality in zip(names, qualities, strict=True):
-        typer.echo(f"{name}: {quality.speech_s:.1f} s of speech, {quality.snr_db:.0f} dB")
+        above = "" if quality.snr_db is None else f", {quality.snr_db:.0f} dB above the background"
+        typer.echo(f"{name}: {quality.speech_s:.1f} s of speech{above}")
     typer.echo(
         f"{enrolled.name}: enrolled with {len(enrolled.recordings)} recordings, "
         f"{enrolled.seconds:.0f} s."

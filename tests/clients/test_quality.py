@@ -8,7 +8,7 @@ from sounds import REAL_SPEECH, needs_real_speech, noise, silence
 from toy_device import voice
 
 from clients.quality import measure
-from fedspk.audio import FloatArray, load_audio
+from fedspk.audio import FloatArray, load_audio, trim_silence, voice_activity
 
 
 def only_fault(audio: FloatArray) -> str:
@@ -57,7 +57,34 @@ def test_noise_is_measured_against_speech(snr_db: int) -> None:
     assert not quality.unusable
 
 
+def test_a_wave_that_was_flattened_and_then_made_quieter_is_clipped() -> None:
+    loud = np.clip(20 * voice(0, 0), -1, 1)
+    assert only_fault(np.float32(0.5) * loud).startswith("clipped: ")
+
+
+def test_an_offset_is_no_noise() -> None:
+    clean = measure(voice(0, 0, seconds=3.0))
+    for offset in (0.01, 0.1):
+        shifted = measure(voice(0, 0, seconds=3.0) + np.float32(offset))
+        assert shifted.faults == ()
+        assert shifted.snr_db == pytest.approx(clean.snr_db, abs=1)
+
+
+def test_digital_silence_does_not_hide_noise() -> None:
+    speech = voice(0, 0, seconds=4.0)
+    noisy = speech + noise(4.0, level=float(speech.std()))
+    assert only_fault(noisy).startswith("noisy: ")
+    for padded in ([noisy, silence(1.0)], [silence(1.0), noisy + np.float32(0.1), silence(1.0)]):
+        assert only_fault(np.concatenate(padded)).startswith("noisy: ")
+
+
 @needs_real_speech
 def test_real_speech_is_good_enough() -> None:
     files = sorted(REAL_SPEECH.rglob("*.flac"))[::60]
-    assert all(measure(load_audio(path)).faults == () for path in files)
+    for path in files:
+        audio = load_audio(path)
+        assert measure(audio).faults == (), path
+        assert measure(audio * voice_activity(audio)).faults == (), path  # through a noise gate
+        speech = trim_silence(audio)
+        for dense in (speech[:48_000], speech[8_000:28_000]):
+            assert not [each for each in measure(dense).faults if "too short" not in each], path
