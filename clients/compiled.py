@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -138,6 +139,8 @@ def _export(engine: SpeechEngine, path: Path) -> bytes:
 
 
 def _import_runtime() -> Any:
+    # ONNX Runtime from 1.31 on would tell Microsoft of every model that is loaded.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ImportError as error:

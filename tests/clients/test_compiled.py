@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,3 +92,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no model")
     with pytest.raises(FedspkError, match="not a whole safetensors"):
         compile_model(tmp_path / "model.safetensors")
+
+
+def test_the_runtime_tells_nobody_what_it_does(tmp_path: Path) -> None:
+    code = "from clients.compiled import _import_runtime; _import_runtime()"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []  # it keeps the identity that it would report under there
