@@ -135,13 +135,15 @@ def take_step(home: Path, step: str) -> None:
 
 
 def die_at_change(number: int) -> None:
-    """Kill this process just before its n-th change of a file or folder."""
+    """Kill this process just before its n-th change of a file or folder, but for mere modes."""
     left = number
-    changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
+    changes = {"os.rename", "os.remove", "os.rmdir", "os.symlink"}
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        if event in changes or (event == "open" and (arguments[2] or 0) & os.O_CREAT):
+        is_new_file = event == "open" and (arguments[2] or 0) & os.O_CREAT
+        is_new_folder = event == "os.mkdir" and not Path(arguments[0]).exists()
+        if event in changes or is_new_file or is_new_folder:
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
