@@ -75,7 +75,7 @@ def enroll(
     if bool(files) == microphone:
         raise FedspkError("give either recordings or --microphone.")
     recogniser = _open(home, passphrase_file)
-    names = [str(path) for path in files or ["microphone"]]
+    names = [str(path) for path in files] if files else ["microphone"]
     recordings = [load_audio(path) for path in files] if files else [_recorded(seconds)]
     qualities = [measure(audio) for audio in recordings]
     faulty = [
