@@ -115,15 +115,19 @@ def owned(key: SSlibKey, owner: str) -> SSlibKey:
 def read_secret(path: Path) -> bytes:
     """Return the content of a file that nobody but its owner may read.
 
+    A systemd credential is guarded by its folder; its group bits may show the mask of an ACL.
+
     Raises:
         FedspkError: the file cannot be read, or others may read it.
     """
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    is_credential = credentials is not None and Path(path).parent == Path(credentials)
     try:
         with Path(path).open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             content = file.read()
     except OSError as error:
         raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
-    if mode & 0o077:
+    if mode & (0o007 if is_credential else 0o077):
         raise FedspkError(f"{path}: holds a secret that others may read; run `chmod 600 {path}`.")
     return content

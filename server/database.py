@@ -127,7 +127,8 @@ def _migrate(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     config = Config()
-    config.set_main_option("script_location", "server:migrations")
+    folder = str(Path(__file__).with_name("migrations"))
+    config.set_main_option("script_location", folder.replace("%", "%%"))  # it is interpolated
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

@@ -24,7 +24,9 @@ from main_server import SigningDevice, bearer
 
 from fedspk.api import API
 from fedspk.cli import run
+from fedspk.errors import FedspkError
 from fedspk.secagg.keys import DeviceRegister
+from fedspk.signing import read_secret
 from server.registry import Registry
 from server.repository import Repository
 
@@ -133,6 +135,21 @@ def test_a_wrong_address_is_refused(
     capsys: pytest.CaptureFixture[str], repository: Repository, options: list[str], complaint: str
 ) -> None:
     assert complaint in fails(capsys, "run", repository.folder, *options)
+
+
+def test_a_passphrase_may_be_a_credential_of_systemd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credential = tmp_path / "fedspk-keys"
+    credential.write_bytes(b"secret")
+    credential.chmod(0o440)  # the mask of an ACL
+    with pytest.raises(FedspkError, match="others may read"):
+        read_secret(credential)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read_secret(credential) == b"secret"
+    credential.chmod(0o444)
+    with pytest.raises(FedspkError, match="others may read"):
+        read_secret(credential)
 
 
 def test_a_server_renews_serves_and_stops_at_sigterm(repository: Repository) -> None:
