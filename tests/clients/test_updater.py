@@ -366,14 +366,15 @@ def test_a_version_that_will_not_do_is_left_alone_for_a_while(
     assert look(2.9 * hour) == 0
     assert look(3.2 * hour) == 1
     assert look(-5 * hour) == 1
+    assert look(2 * hour) == 0
     with monkeypatch.context() as patch:
         patch.setattr(updater_module, "__version__", "0.2.0")
-        assert look(3.3 * hour) == 1
+        assert look(2 * hour) == 1
     publish(repository, models[2])
-    assert look(3.4 * hour) == 1
-    assert look(3.5 * hour) == 0
+    assert look(2.1 * hour) == 1
+    assert look(2.2 * hour) == 0
     server.requests.clear()
-    Updater(device._vault, now=lambda: time + 3.6 * hour).check(again=True)
+    Updater(device._vault, now=lambda: time + 2.3 * hour).check(again=True)
     assert downloads(server) == 1
     assert_serves(device, 1)
 
