@@ -106,9 +106,7 @@ def rollback(repository: Repository, state: State, to: int) -> Proposal:
         if channel and channel.version > to
     ]
     if not ahead:
-        raise ConflictError(
-            f"no channel names a later version than {to}: nothing is to be undone."
-        )
+        raise ConflictError(f"no channel names a later version than {to}: nothing is to be undone.")
     release = state.release
     assert release is not None
     version = latest_version(release.signed, "model") + 1

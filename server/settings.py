@@ -1,7 +1,7 @@
 """What an operator may set in `DIR/server.toml`; without that file all is kept in DIR.
 
-    database = "postgresql+psycopg://fedspk:PASSWORD@db.example/fedspk"
-    artefacts = "s3://bucket/versions"
+database = "postgresql+psycopg://fedspk:PASSWORD@db.example/fedspk"
+artefacts = "s3://bucket/versions"
 """
 
 from __future__ import annotations
