@@ -19,10 +19,10 @@ from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedspk.errors import FedspkError, first_fault
-from fedspk.release import Hash, Version
+from fedspk.release import ClientVersion, Hash, Version
 from fedspk.secagg.keys import Identity
 
 API = "/api/v1"
@@ -95,7 +95,13 @@ class Report(_Message):
     state: DeviceState
     failure: Failure | None = None
     attempted: Version | None = None
-    client: str = Field(pattern=r"^\d+\.\d+\.\d+$", max_length=32)
+    client: ClientVersion
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if (self.state == "failed") != (self.failure is not None):
+            raise ValueError('a failure is stated with the state "failed", and only then')
+        return self
 
 
 class ProposedRelease(_Message):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,7 +124,10 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _user() -> str:
+    """Return who runs this process; with sudo, also who that was at first."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name
-        return str(os.getuid())
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user id without a name
+        name = str(os.getuid())
+    before = os.environ.get("SUDO_USER")
+    return f"{name} (sudo: {before})" if before and os.getuid() == 0 else name

@@ -11,6 +11,9 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import secrets
 import shutil
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from tuf.api.metadata import (
 )
 
 from fedspk.errors import FedspkError
-from fedspk.files import PARTIAL, sync, write_bytes
+from fedspk.files import PARTIAL, explained, sync, write_bytes
 from fedspk.proposals import RELEASE
 from fedspk.signing import load_public_key, new_key, owned, save_key
 from server.repository import LIFETIMES, Repository, listing, now
@@ -64,15 +67,24 @@ def create(folder: Path, aggregator: Path | None = None, passphrase: bytes | Non
         made[AGGREGATOR] = new_key(AGGREGATOR)
         public[AGGREGATOR] = made[AGGREGATOR].public_key
 
-    hidden = folder.with_name(f".{folder.name}{PARTIAL}")
-    shutil.rmtree(hidden, ignore_errors=True)  # of a killed creation
-    (hidden / "keys").mkdir(parents=True, mode=0o700)
-    for owner, signer in made.items():
-        save_key(key_file(hidden / "keys", owner, signer.public_key), signer, passphrase)
-    (hidden / "public" / "targets").mkdir(parents=True)
-    _write_first_metadata(hidden / "public" / "metadata", made, public)
-    Repository(hidden).audit.append("init", 1)
-    hidden.replace(folder)
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a killed creation
+    hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        hidden.mkdir(parents=True)
+        (hidden / "keys").mkdir(mode=0o700)
+        for owner, signer in made.items():
+            save_key(key_file(hidden / "keys", owner, signer.public_key), signer, passphrase)
+        (hidden / "public" / "targets").mkdir(parents=True)
+        _write_first_metadata(hidden / "public" / "metadata", made, public)
+        Repository(hidden).audit.append("init", 1)
+        hidden.replace(folder)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise explained(error, folder) from error
+        raise FedspkError(f"{folder}: is a mount point; name a new folder inside it.") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
     sync(folder.parent)
 
 

@@ -22,6 +22,7 @@ Rules that make every change safe at any instant, a power cut included:
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
@@ -37,7 +38,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timest
 
 from fedspk import proposals
 from fedspk.errors import FedspkError
-from fedspk.files import PARTIAL, write_bytes
+from fedspk.files import PARTIAL, explained, write_bytes
 from fedspk.proposals import RELEASE, Content
 from fedspk.release import (
     MOST_JSON,
@@ -146,7 +147,7 @@ class Repository:
     @contextmanager
     def changing(self) -> Iterator[State]:
         """Hold the repository alone in the block; what a killed change left is deleted before."""
-        with (self.folder / "lock").open("wb") as lock:
+        with self._lock_file() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -159,6 +160,16 @@ class Repository:
                 yield state
             finally:
                 shutil.rmtree(self._fetched, ignore_errors=True)
+
+    def _lock_file(self) -> IO[bytes]:
+        """Open the lock, the owner's alone: whoever can read a file can hold its lock."""
+        path = self.folder / "lock"
+        try:
+            lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb")
+            path.chmod(0o600)
+        except OSError as error:
+            raise explained(error, path) from error
+        return lock
 
     def commit(
         self,

@@ -146,6 +146,28 @@ def test_enroll_status_and_forget(
     assert "'carl' is not enrolled" in fails(capsys, "forget", *place, "--user", "carl")
 
 
+def test_no_command_leaves_a_core_dump(
+    capsys: pytest.CaptureFixture[str], place: list[str]
+) -> None:
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+    answer(capsys, "status", *place)
+    assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+
+
+def test_a_damaged_user_is_shown_and_forgotten_by_id(
+    capsys: pytest.CaptureFixture[str], place: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "home" / "users" / open_device(tmp_path / "home")._vault.user("anna").id
+    (folder / "card.box").write_bytes(b"x" * 60)
+    assert f"damaged   {folder.name}: " in answer(capsys, "status", *place)
+    assert json.loads(answer(capsys, "status", *place, "--json"))["damaged"] == [folder.name]
+    answer(capsys, "forget", "--user", folder.name, *place)
+    assert not folder.exists()
+
+
 def test_one_bad_recording_and_nothing_is_enrolled(
     capsys: pytest.CaptureFixture[str], place: list[str], tmp_path: Path
 ) -> None:
@@ -294,7 +316,13 @@ def test_a_model_that_is_not_its_manifests_is_refused(
         text.write_bytes(manifest.model_copy(update=change).to_json())
         assert said in fails(capsys, *use)
     gan = Manifest.model_validate(
-        manifest.model_dump() | {"kind": "gan", "architecture": None, "thresholds": ()}
+        manifest.model_dump()
+        | {
+            "kind": "gan",
+            "architecture": None,
+            "generator": {"front_end": {}, "corpus": "corpus-1", "speakers": 3},
+            "thresholds": (),
+        }
     )
     text.write_bytes(gan.to_json())
     assert "no speaker model" in fails(capsys, *use)

@@ -168,6 +168,22 @@ def test_another_process_changes_the_model_and_this_one_follows(device: Recognis
     assert device.verify("carl", voice(2, 7), CUT).accepted
 
 
+def test_an_enrolment_is_under_the_model_that_another_process_changed_to(
+    device: Recogniser,
+) -> None:
+    open_device(home_of(device)).use_model(NEW, THRESHOLDS)
+    device.enrol("carl", [voice(2, 0)])
+    assert open_device(home_of(device)).verify("carl", voice(2, 7), CUT).accepted
+
+
+def test_silence_before_a_voice_changes_nothing(device: Recogniser) -> None:
+    """A model hears the first seconds only."""
+    sound = voice(0, 7)
+    late = np.concatenate([np.zeros(SAMPLES, np.float32), sound])
+    score = device.verify("anna", sound, CUT).score
+    assert device.verify("anna", late, CUT).score == pytest.approx(score, abs=0.02)
+
+
 def test_a_model_file_that_was_exchanged_is_refused(device: Recogniser) -> None:
     home = home_of(device)
     device.use_model(NEW, THRESHOLDS)

@@ -220,3 +220,16 @@ def test_without_the_package_there_is_no_keyring(
     assert default_protection() == "passphrase"
     with pytest.raises(FedspkError, match=r"fedspk\[keyring\]"):
         save_key(home, new_key(), "keyring", no_passphrase)
+
+
+def test_a_vault_of_another_user_is_not_opened(
+    home: Path, kept: VaultKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_key(home, lambda: PASSPHRASE) == kept
+    owner = home.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner == 0:  # root may own what others use
+        for path in (home, *home.iterdir()):
+            os.chown(path, 12345, -1)
+    with pytest.raises(FedspkError, match="belongs to another user"):
+        load_key(home, lambda: PASSPHRASE)

@@ -21,6 +21,7 @@ from fedspk.release import (
     Channel,
     Manifest,
     channel_at,
+    check_client,
     check_model_file,
     draft_manifest,
     in_canary,
@@ -211,6 +212,17 @@ def test_a_longer_file_is_refused_unread(model: Path, manifest: Manifest, tmp_pa
         check_model_file(path, manifest)
     with pytest.raises(FedspkError, match="cannot be read"):
         check_model_file(tmp_path / "absent", manifest)
+
+
+def test_versions_of_fedspk_are_compared_by_their_numbers(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedspk.release.__version__", "0.10.0")
+    for good in ("0.9.0", "0.9.11", "0.10.0"):
+        check_client(manifest.model_copy(update={"minimum_client": good}), "it")
+    for newer in ("0.10.1", "0.11.0", "1.0.0"):
+        with pytest.raises(FedspkError, match=f"it: needs fedspk {newer} or newer"):
+            check_client(manifest.model_copy(update={"minimum_client": newer}), "it")
 
 
 def test_a_manifest_of_an_unknown_encoder_is_refused(tmp_path: Path, model: Path) -> None:
