@@ -36,6 +36,7 @@ class DeviceDataset:
         owner_train, owner_validation: the owner's utterances, each by its variants' rows.
         impostors, impostor_labels: other people's, and which public speaker each is of.
         validation_impostors, validation_impostor_labels: the same for validation.
+        generator: file of the impostor generator, for runs with invented impostors.
 
     Raises:
         FedspkError: there is no training utterance, or impostors and labels differ in number.
@@ -52,6 +53,7 @@ class DeviceDataset:
     impostor_labels: tuple[int, ...] = ()
     validation_impostors: tuple[Variants, ...] = ()
     validation_impostor_labels: tuple[int, ...] = ()
+    generator: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.owner_train:
@@ -73,12 +75,13 @@ class DeviceDataset:
         """Write the description; the folder of private things goes by the file's name."""
         content = asdict(self)
         content["features"] = str(self.features)
+        content["generator"] = self.generator and str(self.generator)
         del content["folder"]
         write_json(path, {"format": _FORMAT, **content})
 
     @classmethod
     def open(cls, path: Path) -> DeviceDataset:
-        """Read a description; a relative `features` is relative to the description.
+        """Read a description; relative files are relative to the description.
 
         Raises:
             FedspkError: the file is missing, broken or of another format.
@@ -113,6 +116,8 @@ def _open(path: Path, _modified: int) -> DeviceDataset:
     except TypeError as error:
         raise FedspkError(f"{path}: a list of rows is not a list of lists.") from error
     values["features"] = path.parent / content["features"]
+    if content["generator"] is not None:
+        values["generator"] = path.parent / content["generator"]
     return DeviceDataset(folder=path.with_suffix(""), **values)
 
 

@@ -1,11 +1,11 @@
-"""Where a device's impostors come from: other people's speech, or nowhere.
-
-A generator of invented voices plugs in here as another `ImpostorSource`.
-"""
+"""Where a device's impostors come from: other people's speech, invented voices, or nowhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -14,16 +14,32 @@ from torch import Tensor
 
 from clients.dataset import DeviceDataset, Variants
 from fedspk.errors import FedspkError
-from fedspk.rounds import ImpostorKind
+from fedspk.rounds import RunConfig
+from fedspk.seeds import derive
+from gan.generator_file import load_generator
+from gan.sampling import InventedVoices
 
 Choice = TypeVar("Choice")
 
+VALIDATION_BATCH = 64
+_VALIDATION_TAKE = 0  # of every invented speaker; training draws the others
+_TAKES = 1 << 31
+
 
 class ImpostorSource(Protocol):
-    """Draws impostors for training batches."""
+    """Draws impostors for training batches, and holds some back to validate with."""
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return features (count, frames, bins) float32 and public classes (count,) int64."""
+        ...
+
+    @property
+    def held_back(self) -> int:
+        """How many clips `validation` yields."""
+        ...
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the impostors that training never draws, the same every time, in batches."""
         ...
 
 
@@ -31,13 +47,19 @@ class SpeechImpostors:
     """Utterances of public speakers: every speaker equally often, then every utterance.
 
     Raises:
-        FedspkError: the device has none.
+        FedspkError: the device has none, or one is no public speaker of the run.
     """
 
-    def __init__(self, dataset: DeviceDataset) -> None:
+    def __init__(self, dataset: DeviceDataset, public: int) -> None:
         if not dataset.impostors:
             raise FedspkError(
                 f"{dataset.device}: has no impostors; give some or choose the impostors 'none'."
+            )
+        highest = max((*dataset.impostor_labels, *dataset.validation_impostor_labels))
+        if highest >= public:
+            raise FedspkError(
+                f"{dataset.device}: an impostor is public speaker {highest} and the run's public "
+                f"is {public}; set it to the number of public speakers."
             )
         self._table = dataset.table
         groups: dict[int, list[Variants]] = {}
@@ -45,6 +67,8 @@ class SpeechImpostors:
             groups.setdefault(label, []).append(variants)
         self._groups = [groups[label] for label in sorted(groups)]
         self._labels = np.array(sorted(groups), dtype=np.int64)
+        pairs = zip(dataset.validation_impostors, dataset.validation_impostor_labels, strict=True)
+        self._validation = [(row, label) for variants, label in pairs for row in variants]
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         speakers = generator.integers(len(self._groups), size=count)
@@ -52,27 +76,105 @@ class SpeechImpostors:
         features = self._table.gather(np.array(rows, dtype=np.int64))
         return features, torch.from_numpy(self._labels[speakers])
 
+    @property
+    def held_back(self) -> int:
+        return len(self._validation)
 
-def impostor_source(kind: ImpostorKind, dataset: DeviceDataset) -> ImpostorSource | None:
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self._validation), VALIDATION_BATCH):
+            rows, labels = zip(*self._validation[start : start + VALIDATION_BATCH], strict=True)
+            yield self._table.gather(rows), torch.tensor(labels)
+
+
+class InventedImpostors:
+    """Voices that nobody has, drawn as they are needed: public class k is invented speaker k.
+
+    All devices of a run have the same generator and so the same speakers; no two batches share an
+    utterance.
+
+    Raises:
+        FedspkError: the device has no generator, another than the run's, or one for other features.
+    """
+
+    def __init__(self, dataset: DeviceDataset, config: RunConfig) -> None:
+        if dataset.generator is None:
+            raise FedspkError(
+                f"{dataset.device}: has no impostor generator; give one or choose the impostors "
+                "'speech' or 'none'."
+            )
+        self._public = config.public
+        self._voices = run_voices(dataset.generator, config)
+
+    def draw(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        speakers = generator.integers(self._public, size=count)
+        takes = generator.integers(_VALIDATION_TAKE + 1, _TAKES, size=count)
+        return self._voices.patches(speakers.tolist(), takes.tolist()), torch.from_numpy(speakers)
+
+    @property
+    def held_back(self) -> int:
+        return self._public
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        features = _held_back(self._voices, self._public)
+        for start in range(0, self._public, VALIDATION_BATCH):
+            batch = features[start : start + VALIDATION_BATCH].float()
+            yield batch, torch.arange(start, start + len(batch))
+
+
+def impostor_source(config: RunConfig, dataset: DeviceDataset) -> ImpostorSource | None:
     """Return the source that a run asks for; None means the owner's speech alone.
 
     Raises:
-        FedspkError: the device has no impostors, or the kind needs a generator.
+        FedspkError: the device has no such impostors, or they do not fit the run.
     """
-    require_impostors(kind)
-    return None if kind == "none" else SpeechImpostors(dataset)
+    if config.impostors == "none":
+        return None
+    if config.impostors == "gan":
+        return InventedImpostors(dataset, config)
+    return SpeechImpostors(dataset, config.public)
 
 
-def require_impostors(kind: ImpostorKind) -> None:
-    """Check, before anything long begins, that this kind of impostors can be had.
+def run_voices(generator: Path, config: RunConfig) -> InventedVoices:
+    """Return the invented speakers of a run, the same on all its devices.
 
     Raises:
-        FedspkError: it needs a generator and there is none.
+        FedspkError: the file is another generator than the run's, or one for other features.
     """
-    if kind == "gan":
+    voices = _voices(generator, derive(config.seed, "invented"), config.generator)
+    front_end = voices.generator.front_end
+    if (front_end.frames, front_end.bins) != (config.frames, config.bins):
         raise FedspkError(
-            "No impostor generator is available for the impostors 'gan'; choose 'speech' or 'none'."
+            f"{generator}: makes patches of {front_end.frames} x {front_end.bins}, the run hears "
+            f"{config.frames} x {config.bins}; use a generator for its front end."
         )
+    return voices
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a generator file in hex, by which a run names it.
+
+    Raises:
+        FedspkError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+@lru_cache(maxsize=2)
+def _voices(path: Path, seed: int, wanted: str) -> InventedVoices:
+    """Return a run's voices; a process that plays many devices opens the generator once."""
+    if file_hash(path) != wanted:
+        raise FedspkError(f"{path}: is not the generator of this run; fetch the run's own.")
+    return InventedVoices(load_generator(path), seed)
+
+
+@lru_cache(maxsize=2)
+def _held_back(voices: InventedVoices, speakers: int) -> Tensor:
+    """Return one patch of each speaker, (speakers, frames, bins) float16."""
+    return voices.patches(range(speakers), [_VALIDATION_TAKE] * speakers).half()
 
 
 def _pick(choices: Sequence[Choice], generator: np.random.Generator) -> Choice:

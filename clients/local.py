@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clients.batches import DeviceBatches
 from clients.dataset import DeviceDataset, Variants
-from clients.impostors import impostor_source
+from clients.impostors import VALIDATION_BATCH, ImpostorSource, impostor_source
 from fedspk.errors import FedspkError
 from fedspk.model import SpeakerModel
 from fedspk.rounds import RunConfig
@@ -29,7 +29,6 @@ from fedspk.seeds import derive
 from fedspk.training import TrainingConfig, TrainingResult, fit
 from fedspk.weights import FloatVector, flatten, load_model, save_model, unflatten
 
-_VALIDATION_BATCH = 64
 _OWNER_ROW = "head.classes.device"
 
 
@@ -172,7 +171,7 @@ def validation_loss(
     model = restored_model(dataset, vector, config, round_number=round_number)
     model.eval()
     with torch.inference_mode():
-        return validation(model), _clips(dataset, config)
+        return validation(model), validation.clips
 
 
 def train_individual(
@@ -206,18 +205,12 @@ def device_batches(dataset: DeviceDataset, model: SpeakerModel, config: RunConfi
     """Return the device's training batches.
 
     Raises:
-        FedspkError: an impostor's class is not one of the model's public speakers.
+        FedspkError: the run's impostors are not to be had, or one is no public speaker of the run.
     """
-    highest = max((*dataset.impostor_labels, *dataset.validation_impostor_labels), default=-1)
-    if config.impostors == "speech" and highest >= config.public:
-        raise FedspkError(
-            f"{dataset.device}: an impostor is public speaker {highest} and the run's public is "
-            f"{config.public}; set it to the number of public speakers."
-        )
     return DeviceBatches(
         dataset,
         model.owner_label,
-        impostor_source(config.impostors, dataset),
+        impostor_source(config, dataset),
         owner_fraction=config.owner_fraction,
         crop_frames=config.crop_frames,
     )
@@ -295,51 +288,45 @@ def _round_training(
     return replace(training, learning_rate=rate, final_learning_rate=rate)
 
 
-def _validation(
-    dataset: DeviceDataset, config: RunConfig
-) -> Callable[[SpeakerModel], float] | None:
-    """Return the validation loss as a function: half the owner's mean, half the impostors'."""
-    if not dataset.owner_validation:
-        return None
-    owner = _rows(dataset.owner_validation)
-    impostors: list[int] = []
-    labels: list[int] = []
-    if config.impostors != "none":
-        pairs = zip(dataset.validation_impostors, dataset.validation_impostor_labels, strict=True)
-        for variants, label in pairs:
-            impostors += variants
-            labels += [label] * len(variants)
+@dataclass(frozen=True)
+class _Validation:
+    """The validation loss as a function: half the owner's mean, half the impostors'."""
 
-    def loss(model: SpeakerModel) -> float:
-        parts = [_mean_loss(dataset, model, owner, [model.owner_label] * len(owner))]
-        if impostors:
-            parts.append(_mean_loss(dataset, model, impostors, labels))
+    dataset: DeviceDataset
+    impostors: ImpostorSource | None
+
+    @property
+    def clips(self) -> int:
+        """How many clips are listened to."""
+        owner = len(_rows(self.dataset.owner_validation))
+        return owner + (self.impostors.held_back if self.impostors else 0)
+
+    def __call__(self, model: SpeakerModel) -> float:
+        parts = [_mean_loss(model, _owner_batches(self.dataset, model.owner_label))]
+        if self.impostors and self.impostors.held_back:
+            parts.append(_mean_loss(model, self.impostors.validation()))
         return sum(parts) / len(parts)
 
-    return loss
+
+def _validation(dataset: DeviceDataset, config: RunConfig) -> _Validation | None:
+    if not dataset.owner_validation:
+        return None
+    return _Validation(dataset, impostor_source(config, dataset))
 
 
-def _mean_loss(
-    dataset: DeviceDataset, model: SpeakerModel, rows: list[int], labels: list[int]
-) -> float:
-    total = 0.0
-    for features, classes in _batches_of(dataset, rows, labels):
+def _mean_loss(model: SpeakerModel, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+    total, clips = 0.0, 0
+    for features, classes in batches:
         total += float(model.loss(features, classes)) * len(classes)
-    return total / len(rows)
+        clips += len(classes)
+    return total / clips
 
 
-def _batches_of(
-    dataset: DeviceDataset, rows: list[int], labels: list[int]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    table = dataset.table
-    for start in range(0, len(rows), _VALIDATION_BATCH):
-        part = slice(start, start + _VALIDATION_BATCH)
-        yield table.gather(np.array(rows[part], dtype=np.int64)), torch.tensor(labels[part])
-
-
-def _clips(dataset: DeviceDataset, config: RunConfig) -> int:
-    impostors = dataset.validation_impostors if config.impostors != "none" else ()
-    return len(_rows(dataset.owner_validation)) + len(_rows(impostors))
+def _owner_batches(dataset: DeviceDataset, label: int) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = _rows(dataset.owner_validation)
+    for start in range(0, len(rows), VALIDATION_BATCH):
+        part = np.array(rows[start : start + VALIDATION_BATCH], dtype=np.int64)
+        yield dataset.table.gather(part), torch.full((len(part),), label)
 
 
 def _rows(utterances: tuple[Variants, ...]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,6 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from fedspk.engine import DESCRIPTION, ENCODER_PREFIX, ModelDescription, described_hash
 from fedspk.errors import FedspkError
+
+GENERATOR = "fedspk.generator"
+"""Where the metadata of an impostor generator's file hold its description."""
 
 _HEAD_PREFIX = "head."
 _TYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
@@ -85,6 +89,17 @@ class ModelFile:
                     raise FedspkError(f"{self._path}: weight {name!r} is not finite.")
                 digest.update(weights.data)
         return described_hash(self.description(), digest.hexdigest())
+
+    def generator(self) -> dict[str, Any]:
+        """Return the front end, the corpus and its speakers of an impostor generator."""
+        try:
+            described = json.loads(self._metadata[GENERATOR])
+            return {name: described[name] for name in ("front_end", "corpus", "speakers")}
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise FedspkError(
+                f"{self._path}: does not say which front end its impostors are for; "
+                "use a generator written by `fedspk gan train`."
+            ) from error
 
     def file_hash(self) -> str:
         """Return the SHA-256 of the file's bytes, in hex."""

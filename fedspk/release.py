@@ -145,6 +145,18 @@ class Threshold(_Document):
     threshold: float
 
 
+class Generator(_Document):
+    """What an impostor generator makes, and of what: all of it stands in its file, too.
+
+    `front_end` is that of the patches, `corpus` the fingerprint of the speech that it was trained
+    on and `speakers` how many spoke it.
+    """
+
+    front_end: dict[str, Scalar]
+    corpus: str = Field(min_length=1)
+    speakers: Count
+
+
 class Manifest(_File):
     """All there is to know of one version of a model but its weights.
 
@@ -152,9 +164,11 @@ class Manifest(_File):
         kind: "model", the speaker model, or "gan", the impostor generator.
         version: its number; every kind is counted by itself.
         architecture: what a speaker model is made of; None for a generator.
+        generator: what a generator makes; None for a speaker model.
         content_hash: `fedspk.engine.model_hash` of a speaker model, to which profiles are bound;
             of a generator, the SHA-256 of its file.
         length: of the model file, in bytes.
+        report: figures of `fedspk gan report` on a generator, by name.
         thresholds: calibrated decision thresholds, by rising false-accept rate.
         minimum_client: the oldest fedspk that can use it.
         created: when, in UTC.
@@ -166,12 +180,14 @@ class Manifest(_File):
     kind: Kind = "model"
     version: Version
     architecture: Architecture | None
+    generator: Generator | None = None
     content_hash: Hash
     length: int = Field(ge=1)
     parent: Parent | None = None
     training: Training | None = None
     privacy: Privacy | None = None
     evaluation: Evaluation | None = None
+    report: dict[str, Scalar] = Field(default_factory=dict)
     thresholds: tuple[Threshold, ...] = ()
     minimum_client: ClientVersion = "0.1.0"
     created: AwareDatetime
@@ -187,8 +203,9 @@ class Manifest(_File):
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
-        if (self.architecture is None) == (self.kind == "model"):
-            raise ValueError("a speaker model has an architecture, a generator has none")
+        described = (self.architecture is not None, self.generator is not None)
+        if described != (self.kind == "model", self.kind == "gan"):
+            raise ValueError(f"kind {self.kind} needs its own description, and no other")
         parent = self.parent.version if self.parent else None
         for earlier in (parent, self.rolled_back_to):
             if earlier is not None and earlier >= self.version:
@@ -355,6 +372,7 @@ def check_model_file(path: Path, manifest: Manifest) -> None:
             file.check_encoder()
             content_hash = file.model_hash()
         else:
+            _check_generator(path, file.generator(), manifest)
             content_hash = file.file_hash()
         if content_hash != manifest.content_hash:
             raise FedspkError(
@@ -374,6 +392,17 @@ def _check_architecture(path: Path, found: ModelDescription, stated: ModelDescri
             f"{path}: holds the encoder {found.encoder} {dict(found.encoder_params)}, its manifest "
             f"says {stated.encoder} {dict(stated.encoder_params)}."
         )
+
+
+def _check_generator(path: Path, found: Mapping[str, Any], manifest: Manifest) -> None:
+    assert manifest.generator is not None
+    stated = manifest.generator.model_dump()
+    for field, value in found.items():
+        if value != stated[field]:
+            raise FedspkError(
+                f"{path}: its {field} is {value}, its manifest says {stated[field]}; "
+                "it is another generator."
+            )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -409,6 +438,7 @@ def draft_manifest(
         facts = {
             "version": version,
             "architecture": Architecture.of(file.description()).model_dump() if is_model else None,
+            "generator": None if is_model else file.generator(),
             "content_hash": file.model_hash() if is_model else file.file_hash(),
             "length": Path(model).stat().st_size,
         }

@@ -48,7 +48,8 @@ class RunConfig(BaseModel):
     The fields that explain themselves are those of `HeadConfig` and `TrainingConfig`; the others:
 
     name: separates the runs of one experiment in each device's folder.
-    public: public speakers that all devices know as classes 0 .. public - 1.
+    public: public (or invented) speakers that all devices know as classes 0 .. public - 1.
+    generator: SHA-256 of the impostor generator's file, for the impostors "gan".
     devices: class rows after them; with `codeword_seed` as many as there are devices, else 1.
     head: "local" keeps the binary head or the owner's class row on the device.
     share_statistics: federate batch normalisation's running statistics too.
@@ -88,6 +89,7 @@ class RunConfig(BaseModel):
     head: HeadSharing = "local"
     share_statistics: bool = False
     impostors: ImpostorKind = "speech"
+    generator: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     batch_size: int = Field(default=64, ge=1)
     owner_fraction: float = Field(default=0.25, gt=0, le=1)

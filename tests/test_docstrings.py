@@ -11,7 +11,7 @@ import pytest
 _ROOT = Path(__file__).parents[1]
 _MODULES = sorted(
     ".".join(path.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for package in ("fedspk", "clients", "aggregator", "server", "simulations")
+    for package in ("fedspk", "gan", "clients", "aggregator", "server", "simulations")
     for path in (_ROOT / package).rglob("*.py")
     if ">>> " in path.read_text(encoding="utf-8")
 )

@@ -30,6 +30,11 @@ class Utterance:
     seconds: float | None = None
     content: str = ""
 
+    @property
+    def mark(self) -> str:
+        """What models remember of an utterance that they were trained on: 64 bits of its hash."""
+        return self.content[:16]
+
 
 @dataclass(frozen=True)
 class Skipped:

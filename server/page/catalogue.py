@@ -162,6 +162,8 @@ def facts(manifest: Manifest) -> list[tuple[str, Mapping[str, Any]]]:
     if manifest.architecture is not None:
         encoder = {"encoder": manifest.architecture.encoder, **manifest.architecture.encoder_params}
         found += [("Encoder", encoder), ("Front end", manifest.architecture.front_end)]
+    if manifest.generator is not None:
+        found += [("Front end", manifest.generator.front_end), ("Report", manifest.report)]
     return found
 
 

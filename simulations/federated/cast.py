@@ -1,7 +1,8 @@
 """Who plays whom: device owners, public speakers and outsiders, and each one's utterances.
 
 - *owners*: one speaker a device; a test session (or utterance) never trains anything;
-- *public speakers*: pre-training, shared classes and training impostors;
+- *public speakers*: pre-training, shared classes and training impostors; perhaps of a corpus of
+  their own;
 - *outsiders*: test impostors only, so that no model has ever trained on them.
 """
 
@@ -11,7 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fedspk.cache import FeatureCache
-from fedspk.corpora import Corpus, Utterance, examine, require_speakers, split_utterances
+from fedspk.corpora import (
+    Corpus,
+    Utterance,
+    examine,
+    open_corpus,
+    require_speakers,
+    split_utterances,
+)
+from fedspk.corpora.base import Files
 from fedspk.errors import FedspkError
 from fedspk.seeds import derive, numpy_generator
 from simulations.federated.config import ExperimentConfig
@@ -73,7 +82,8 @@ def choose_speakers(
         FedspkError: too few speakers have enough usable utterances.
     """
     devices, seed = config.devices, config.seed
-    require_speakers(corpus, devices + _MIN_PUBLIC + _MIN_OUTSIDERS, 1)
+    least = devices + _MIN_OUTSIDERS + (0 if config.public_corpus else _MIN_PUBLIC)
+    require_speakers(corpus, least, 1)
     owners = _owners(corpus, devices + _SPARE_OWNERS, seed)
     others = [name for name in _shuffled(corpus, seed) if name not in set(owners)]
     chosen = corpus.only([*owners, *others[: config.public_speakers + _MAX_OUTSIDERS]])
@@ -86,7 +96,7 @@ def choose_speakers(
     examined = examine(
         replace(chosen, utterances=tuple(few)), cache, workers=workers, show_progress=True
     )
-    require_speakers(examined, devices + _MIN_PUBLIC + _MIN_OUTSIDERS, 1)
+    require_speakers(examined, least, 1)
     require_speakers(examined, devices, MIN_OWNER_UTTERANCES)
     return examined
 
@@ -100,13 +110,56 @@ def count_folds(corpus: Corpus, devices: int, seed: int) -> int:
     return min(_FOLDS, sessions) if sessions >= 2 else _FOLDS
 
 
-def assign(corpus: Corpus, config: ExperimentConfig, fold: int = 0) -> Cast:
+def choose_public(config: ExperimentConfig, cache: FeatureCache, workers: int) -> Corpus | None:
+    """Return the examined part of the public speakers' own corpus; None if they have none.
+
+    Raises:
+        FedspkError: the corpus holds no speech.
+    """
+    if not config.public_corpus:
+        return None
+    corpus = open_corpus(config.public_corpus)
+    chosen = corpus.only(_shuffled(corpus, config.seed)[: config.public_speakers])
+    few = [u for each in chosen.speakers.values() for u in each[: config.public_utterances]]
+    examined = examine(
+        replace(chosen, utterances=tuple(few)), cache, workers=workers, show_progress=True
+    )
+    require_speakers(examined, _MIN_PUBLIC, 1)
+    return examined
+
+
+def joined(corpus: Corpus, public: Corpus | None) -> Corpus:
+    """Return both corpora as one, whose features one table can hold.
+
+    Raises:
+        FedspkError: a speaker is in both, or one of them is not made of files.
+    """
+    if public is None:
+        return corpus
+    if common := set(corpus.speakers) & set(public.speakers):
+        raise FedspkError(
+            f"{public.name}: its speaker {min(common)} is in {corpus.name}, too; public speakers "
+            "must be others than the owners."
+        )
+    if not (isinstance(corpus.source, Files) and isinstance(public.source, Files)):
+        raise FedspkError("--public-corpus needs two folders of files; give --corpus FOLDER, too.")
+    return replace(
+        corpus,
+        utterances=corpus.utterances + public.utterances,
+        skipped=corpus.skipped + public.skipped,
+    )
+
+
+def assign(
+    corpus: Corpus, config: ExperimentConfig, fold: int = 0, public: Corpus | None = None
+) -> Cast:
     """Give every speaker of an examined corpus its part; the same seed gives the same cast.
 
     Args:
         corpus: examined corpus.
         config: its `folds` has been decided.
         fold: which of the disjoint test sets each owner uses.
+        public: the public speakers' own examined corpus, if they have one.
 
     Raises:
         FedspkError: an owner has too few utterances left to train and validate on.
@@ -117,10 +170,11 @@ def assign(corpus: Corpus, config: ExperimentConfig, fold: int = 0) -> Cast:
     outsider_count = min(
         _MAX_OUTSIDERS, max(_MIN_OUTSIDERS, round(_OUTSIDER_FRACTION * len(others)))
     )
-    outsiders, public = others[:outsider_count], others[outsider_count:][: config.public_speakers]
+    outsiders, rest = others[:outsider_count], others[outsider_count:]
+    heard = public or corpus.only(rest[: config.public_speakers])
     return Cast(
         tuple(_owner(name, corpus, seed, fold, folds) for name in owners),
-        *_held_out(corpus, public, seed),
+        *_held_out(heard, sorted(heard.speakers), seed),
         outsiders={name: corpus.speakers[name] for name in outsiders},
     )
 

@@ -48,6 +48,14 @@ def simulate(
         str | None,
         typer.Option(help="speech, gan, none; several with commas, the first is the plain arm."),
     ] = None,
+    gan: Annotated[
+        Path | None,
+        typer.Option(help="Impostor generator [default: the one that comes with fedspk]."),
+    ] = None,
+    public_corpus: Annotated[
+        str | None,
+        typer.Option(help="Folder of the public speakers [default: others of the corpus]."),
+    ] = None,
     init: Annotated[
         Path | None, typer.Option(help="Model file that every arm starts from.")
     ] = None,
@@ -102,6 +110,8 @@ def simulate(
         "devices": devices,
         "arms": _listed(arms),
         "impostors": _listed(impostors),
+        "generator": gan and gan.absolute(),
+        "public_corpus": public_corpus,
         "init": init,
         "run.encoder": encoder,
         "federated.rounds": rounds,

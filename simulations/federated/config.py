@@ -14,11 +14,13 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from clients.impostors import file_hash
 from clients.local import PersonalPlan
 from fedspk.encoders import has_fixed_length, list_encoders
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.rounds import ImpostorKind, RunConfig
+from gan.generator_file import packaged_generator
 
 Arm: TypeAlias = Literal["initial", "individual", "averaged", "federated", "personalised", "pooled"]
 Preset: TypeAlias = Literal["default", "quick", "paper"]
@@ -34,7 +36,7 @@ _LAYERS: dict[Preset, tuple[Preset, ...]] = {
 
 # What the experiment sets itself, or what all arms must have in common.
 _NOT_TO_OVERRIDE = {
-    *("name", "seed", "impostors", "public", "devices", "frames", "bins"),
+    *("name", "seed", "impostors", "generator", "public", "devices", "frames", "bins"),
     *("encoder", "encoder_params", "minimum_reply_fraction"),
 }
 # How a device trains for itself.
@@ -69,10 +71,13 @@ class ExperimentConfig(BaseModel):
     """Everything that decides the numbers of an experiment.
 
     arms, impostors: what is compared; the first kind of impostors bears the plain names.
+    generator: file of the impostor generator for the impostors "gan".
+    invented_speakers: how many voices it invents, each a class of its own.
     init: model file that every arm starts from; without it `start` decides: a model trained on
         the corpus's public speakers, or random weights as in the paper.
     folds: above 1, cross-validation over every owner's utterances; 0 chooses it, in place of one
         80/20 split, where an owner has few utterances.
+    public_corpus: where the public speakers come from, when not from the corpus of the owners.
     public_speakers, public_utterances: at most so many become classes and training impostors, and
         so many utterances of each.
     copies: channel-augmented copies of each training utterance, beside the one as recorded.
@@ -88,10 +93,13 @@ class ExperimentConfig(BaseModel):
     devices: int = Field(25, ge=2)
     arms: tuple[Arm, ...] = ARMS
     impostors: tuple[ImpostorKind, ...] = ("speech",)
+    generator: Path = Field(default_factory=packaged_generator)
+    invented_speakers: int = Field(90, ge=2)
     init: Path | None = None
     start: Literal["public", "random"] = "public"
     seed: int = Field(0, ge=0)
     folds: int = Field(0, ge=0)
+    public_corpus: str = ""
     public_speakers: int = Field(50, ge=2)
     public_utterances: int = Field(20, ge=1)
     copies: int = Field(6, ge=0)
@@ -143,11 +151,13 @@ class ExperimentConfig(BaseModel):
             changes["devices"] = self.devices
         if has_fixed_length(self.run.encoder):
             changes["crop_frames"] = None
+        invents = impostors == "gan" and arm in IMPOSTOR_ARMS
         fixed = {
             "name": arm_name("federated" if together else arm, impostors, self.impostors[0]),
             "seed": self.seed,
             "impostors": impostors,
-            "public": public,
+            "generator": file_hash(self.generator) if invents else "",
+            "public": self.invented_speakers if invents else public,
             "frames": self.front_end.frames,
             "bins": self.front_end.bins,
             # One machine plays all devices: a device that fails is a fault, not a drop-out.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.facts import training_facts
-from clients.impostors import require_impostors
 from fedspk.cache import FeatureCache
 from fedspk.cli import installed_versions
 from fedspk.corpora import Corpus, open_corpus
@@ -18,6 +17,7 @@ from fedspk.files import read_json, write_json
 from fedspk.model import SpeakerModel
 from fedspk.model_card import model_card
 from fedspk.rounds import ImpostorKind
+from gan.generator_file import check_front_end, load_generator
 from simulations.executors import Executor
 from simulations.federated.arms import (
     Scored,
@@ -30,7 +30,14 @@ from simulations.federated.arms import (
     run_personalised,
     run_pooled,
 )
-from simulations.federated.cast import Cast, assign, choose_speakers, count_folds
+from simulations.federated.cast import (
+    Cast,
+    assign,
+    choose_public,
+    choose_speakers,
+    count_folds,
+    joined,
+)
 from simulations.federated.config import ExperimentConfig, arm_name
 from simulations.federated.plan import Plan, make_plan, save_plan
 from simulations.federated.report import write_report
@@ -49,6 +56,7 @@ from simulations.federated.start import (
     pooled_model,
     save_made,
     starting_model,
+    with_invented_classes,
 )
 from simulations.federated.trials import device_errors, pooled_scores
 
@@ -75,15 +83,17 @@ def run_experiment(
     Raises:
         FedspkError: the corpus or the configuration will not do, or `out` holds another run.
     """
-    for kind in config.impostors:
-        require_impostors(kind)
     check_init(config)
+    if "gan" in config.impostors:
+        check_front_end(config.generator, load_generator(config.generator), config.front_end)
     _check_out(out, resume)
     cache = FeatureCache(cache_root)
     corpus = choose_speakers(open_corpus(config.corpus), config, cache, executor.workers)
     folds = config.folds or count_folds(corpus, config.devices, config.seed)
     config = config.model_copy(update={"folds": folds})
-    casts = [assign(corpus, config, fold) for fold in range(folds)]
+    public = choose_public(config, cache, executor.workers)
+    casts = [assign(corpus, config, fold, public) for fold in range(folds)]
+    corpus = joined(corpus, public)
     check_unheard(config, (utterance for cast in casts for utterance in cast.tested))
     _claim(out, config, corpus)
     parts = [
@@ -148,7 +158,7 @@ def _run_fold(
 ) -> dict[str, Scored]:
     """Run all arms on one division into training and test; return them in the report's order."""
     plan = make_plan(corpus, cast, config, cache, executor.workers)
-    save_plan(plan, folder)
+    save_plan(plan, folder, config.generator if "gan" in config.impostors else None)
     stage = Stage(folder, config.devices, executor)
     start, cost = starting_model(config, plan, folder / "models")
     scored: dict[str, Scored] = {}
@@ -175,6 +185,8 @@ def _device_arms(
 ) -> dict[str, Scored]:
     """Run the arms in which devices train, with one kind of impostors."""
     scored: dict[str, Scored] = {}
+    if kind == "gan":
+        start = with_invented_classes(start, config)
     if {"individual", "averaged"} & set(config.arms):
         run = config.arm("individual", kind, plan.public.classes)
         alone = run_individual(stage, start, run, config.individual)

@@ -197,10 +197,11 @@ def _starts(utterance: Utterance, copies: int) -> list[int]:
     return [0, *(int(start) for start in np.asarray(drawn))][:copies]
 
 
-def save_plan(plan: Plan, folder: Path) -> None:
+def save_plan(plan: Plan, folder: Path, generator: Path | None = None) -> None:
     """Write what worker processes open: features, trial rows, one description a device.
 
     Every device gets an identity too, and the fleet a register; those that are there stay.
+    `generator` is the impostor generator that every device has, if they need one.
     """
     plan.public.table.save(folder / FEATURES)
     trial_rows = TrialRows(plan.owners, plan.outsiders)
@@ -219,6 +220,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
             impostor_labels=train.labels,
             validation_impostors=validation.utterances,
             validation_impostor_labels=validation.labels,
+            generator=generator,
         )
         dataset.save(device_path(folder, index))
     devices = [device_path(folder, index) for index in range(len(plan.owners))]

@@ -17,7 +17,7 @@ from simulations.federated.central import pretrain
 from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import make_public_rows
 from simulations.federated.results import Json
-from simulations.federated.start import HEARD, content_mark, describe
+from simulations.federated.start import HEARD, describe
 
 _MIN_SPEAKERS = 4
 
@@ -61,7 +61,7 @@ def pretrain_model(
         "fedspk.made_by": "pretrain",
         "fedspk.version": __version__,
         "fedspk.config": config.model_dump_json(),
-        HEARD: " ".join(sorted(content_mark(utterance) for utterance in corpus.utterances)),
+        HEARD: " ".join(sorted(utterance.mark for utterance in corpus.utterances)),
     }
     made["hash"] = save_described(out, model, describe(config, run), metadata)
     write_json(out.with_suffix(".json"), made)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedspk.files import write_text
@@ -164,6 +165,7 @@ def _figures(folder: Path, results: Json, scores: Mapping[str, TrialScores]) -> 
             figures.box_plots(eer, ""),
             "Box: quartiles; line: median; diamond: mean. The twin of the paper's Figure 4.",
         ),
+        *_impostor_figures(folder, results, eer),
         show_figure(
             folder,
             "det",
@@ -183,6 +185,42 @@ def _figures(folder: Path, results: Json, scores: Mapping[str, TrialScores]) -> 
             )
         )
     return shown
+
+
+def _impostor_figures(
+    folder: Path, results: Json, eer: Mapping[str, Sequence[float]]
+) -> list[ShownFigure]:
+    """Return the figure that compares kinds of impostors, where a run has several."""
+    federated = [arm for arm in eer if _base(arm) == "federated"]
+    if len(federated) < 2:
+        return []
+    shown = [arm for arm in ("individual", *federated) if arm in eer]
+    kinds = dict(zip(federated, results["config"]["impostors"], strict=True))
+    named = {f"federated, {kinds[arm]}" if arm in kinds else arm: eer[arm] for arm in shown}
+    sentences = [
+        _tested(results, a, b) for a, b in itertools.combinations(shown, 2) if b in federated
+    ]
+    return [
+        show_figure(
+            folder,
+            "impostors",
+            "Whose speech the devices trained against",
+            figures.box_plots(named, ""),
+            " ".join(["The twin of the paper's Figure 3.", *sentences]),
+        )
+    ]
+
+
+def _tested(results: Json, a: str, b: str) -> str:
+    p = {
+        row["test"]: row["p_value"]
+        for row in results["tests"]
+        if (row["metric"], row["a"], row["b"]) == ("eer", a, b)
+    }
+    return (
+        f"{a} to {b}: paired t-test p = {show_p_value(p.get('paired t'))}, "
+        f"Welch's t-test p = {show_p_value(p.get('Welch t'))}."
+    )
 
 
 def _base(arm: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fedspk.encoders import Encoder
 from fedspk.feature_table import FeatureTable
@@ -75,14 +76,19 @@ def score_device(
 
 
 @torch.inference_mode()
+def embed(encoder: Encoder, features: Tensor) -> Tensor:
+    """Return the embeddings (N, D) float32 of features (N, frames, bins), in evaluation mode."""
+    encoder.eval()
+    with one_torch_thread():
+        return encoder(features).float()
+
+
 def embed_rows(encoder: Encoder, table: FeatureTable, rows: Sequence[int]) -> FloatArray:
     """Return the embeddings (N, D) float32 of rows of a feature table, in evaluation mode."""
-    encoder.eval()
     embeddings = np.empty((len(rows), encoder.embedding_dim), dtype=np.float32)
-    with one_torch_thread():
-        for start in range(0, len(rows), _BATCH):
-            part = rows[start : start + _BATCH]
-            embeddings[start : start + len(part)] = encoder(table.gather(part)).float().numpy()
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        embeddings[start : start + len(part)] = embed(encoder, table.gather(part)).numpy()
     return embeddings
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
+
+from clients.impostors import run_voices
 from fedspk import __version__
 from fedspk.corpora import Utterance
 from fedspk.engine import ModelDescription, load_described, save_described
@@ -14,6 +18,7 @@ from fedspk.model import SpeakerModel
 from fedspk.rounds import RunConfig
 from fedspk.training import TrainingResult
 from fedspk.weights import load_model
+from gan.generator_file import generator_origin
 from simulations.federated.central import (
     class_model,
     imprint,
@@ -24,9 +29,12 @@ from simulations.federated.central import (
 from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import Plan
 from simulations.federated.results import ArmCost
+from simulations.federated.scoring import embed
 
 # Model metadata: marks of all utterances that it was trained on.
 HEARD = "fedspk.heard"
+
+_TAKES_HEARD = 4
 
 
 def starting_model(
@@ -49,6 +57,27 @@ def starting_model(
             cost = _cost(result)
         save_made(path, model, config, run, cost)
     return load_classes(path, run), ArmCost(**read_json(path.with_suffix(".json")))
+
+
+def with_invented_classes(start: SpeakerModel, config: ExperimentConfig) -> SpeakerModel:
+    """Return the starting model with a class for every invented speaker in the public ones' place.
+
+    A class starts at the mean embedding of some of its speaker's utterances, length 1.
+
+    Source: Qi, Brown and Lowe, "Low-shot learning with imprinted weights", CVPR 2018.
+    """
+    run = config.arm("individual", "gan")
+    model = class_model(run, public=run.public, devices=0)
+    state = start.state_dict()
+    model.load_parameters({n: value for n, value in state.items() if n.startswith("encoder.")})
+    voices = run_voices(config.generator, run)
+    classes = [
+        embed(model.encoder, voices.patches([speaker] * _TAKES_HEARD, range(_TAKES_HEARD)))
+        for speaker in range(run.public)
+    ]
+    means = torch.stack([F.normalize(each, dim=1).mean(dim=0) for each in classes])
+    model.load_parameters({"head.classes.public": F.normalize(means, dim=1)})
+    return model.eval()
 
 
 def pooled_model(
@@ -87,26 +116,27 @@ def check_init(config: ExperimentConfig) -> None:
 
 
 def check_unheard(config: ExperimentConfig, tested: Iterable[Utterance]) -> None:
-    """Check that the given model was not trained on speech that this experiment tests with.
+    """Check that no given model was trained on speech that this experiment tests with.
 
     Raises:
-        FedspkError: it was.
+        FedspkError: one was.
     """
-    if config.init is None:
-        return
-    _, metadata = load_model(config.init)
-    heard = set(metadata.get(HEARD, "").split())
-    common = sum(content_mark(utterance) in heard for utterance in tested)
-    if common:
-        raise FedspkError(
-            f"{config.init}: was trained on {common} of the utterances that this experiment tests "
-            "with; pre-train on other speakers."
-        )
+    marks = [utterance.mark for utterance in tested]
+    for path, heard in _heard(config):
+        if common := sum(mark in heard for mark in marks):
+            raise FedspkError(
+                f"{path}: was trained on {common} of the utterances that this experiment tests "
+                "with; train it on other speakers."
+            )
 
 
-def content_mark(utterance: Utterance) -> str:
-    """Return what a model remembers of an utterance that it was trained on: 64 bits of a hash."""
-    return utterance.content[:16]
+def _heard(config: ExperimentConfig) -> Iterator[tuple[Path, set[str]]]:
+    """Yield every given model with the marks of the utterances that it was trained on."""
+    if config.init is not None:
+        _, metadata = load_model(config.init)
+        yield config.init, set(metadata.get(HEARD, "").split())
+    if "gan" in config.impostors:
+        yield config.generator, set(generator_origin(config.generator)["heard"])
 
 
 def _given(config: ExperimentConfig, run: RunConfig, plan: Plan) -> SpeakerModel:

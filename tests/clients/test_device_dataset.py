@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_federation import BINS, FRAMES, PUBLIC, tiny_fleet
+from tiny_federation import BINS, FRAMES, PUBLIC, tiny_config, tiny_fleet
+from tiny_generator import make_generator
 
 from clients.batches import DeviceBatches
 from clients.dataset import DeviceDataset
-from clients.impostors import SpeechImpostors, impostor_source
+from clients.impostors import SpeechImpostors, file_hash, impostor_source
 from fedspk.errors import FedspkError
+from fedspk.features import FrontEndConfig
 
 _OWNER = 7
 
@@ -24,7 +26,8 @@ def dataset(tmp_path_factory):
 
 def _batches(dataset, kind="speech", **changes):
     options = {"owner_fraction": 0.5, **changes}
-    return DeviceBatches(dataset, _OWNER, impostor_source(kind, dataset), **options)
+    source = impostor_source(tiny_config(impostors=kind), dataset)
+    return DeviceBatches(dataset, _OWNER, source, **options)
 
 
 def test_a_description_comes_back_as_it_was_saved(dataset, tmp_path):
@@ -84,20 +87,71 @@ def test_every_public_speaker_is_drawn_equally_often(dataset):
         impostors=(*dataset.impostors, *dataset.impostors[:3] * 5),
         impostor_labels=(*dataset.impostor_labels, *dataset.impostor_labels[:3] * 5),
     )
-    _, labels = SpeechImpostors(uneven).draw(3000, np.random.default_rng(0))
+    _, labels = SpeechImpostors(uneven, PUBLIC).draw(3000, np.random.default_rng(0))
     assert np.bincount(labels.numpy(), minlength=PUBLIC).min() > 900
 
 
-def test_a_generator_of_impostors_is_asked_for_by_name(dataset):
-    with pytest.raises(FedspkError, match="No impostor generator"):
-        impostor_source("gan", dataset)
+@pytest.fixture(scope="module")
+def inventive(dataset, tmp_path_factory):
+    """The device with a generator, and a run that trains against it."""
+    path = tmp_path_factory.mktemp("gan") / "generator.safetensors"
+    make_generator(path, front_end=FrontEndConfig(frames=FRAMES, bins=BINS))
+    config = tiny_config(impostors="gan", generator=file_hash(path))
+    return replace(dataset, generator=path), config
+
+
+def test_invented_impostors_are_drawn_anew_and_keep_their_classes(inventive):
+    source = impostor_source(inventive[1], inventive[0])
+    generator = np.random.default_rng(0)
+    features, labels = source.draw(6, generator)
+    more, _ = source.draw(6, generator)
+    assert features.shape == (6, FRAMES, BINS)
+    assert set(labels.tolist()) <= set(range(PUBLIC))
+    assert len({patch.numpy().tobytes() for patch in torch.cat([features, more])}) == 12
+
+
+def test_all_devices_of_a_run_invent_the_same_speakers(inventive):
+    dataset, config = inventive
+    here = impostor_source(config, dataset).draw(4, np.random.default_rng(1))
+    there = impostor_source(config, replace(dataset, index=3)).draw(4, np.random.default_rng(1))
+    assert torch.equal(here[0], there[0])
+    elsewhere = impostor_source(config.changed(seed=6), dataset).draw(4, np.random.default_rng(1))
+    assert not torch.equal(here[0], elsewhere[0])
+
+
+def test_a_device_validates_on_one_unheard_utterance_of_every_invented_speaker(inventive):
+    source = impostor_source(inventive[1], inventive[0])
+    (features, labels), *rest = source.validation()
+    assert not rest
+    assert labels.tolist() == list(range(PUBLIC))
+    again, _ = next(source.validation())
+    assert torch.equal(features, again)
+    assert source.held_back == PUBLIC
+
+
+def test_a_device_without_a_generator_or_with_another_one_says_so(inventive, tmp_path):
+    dataset, config = inventive
+    with pytest.raises(FedspkError, match="has no impostor generator"):
+        impostor_source(config, replace(dataset, generator=None))
+    other = make_generator(tmp_path / "other.safetensors", seed=2)
+    with pytest.raises(FedspkError, match="is not the generator of this run"):
+        impostor_source(config, replace(dataset, generator=other))
+    deaf = config.changed(generator=file_hash(other))
+    with pytest.raises(FedspkError, match="makes patches of 40 x 8, the run hears 24 x 8"):
+        impostor_source(deaf, replace(dataset, generator=other))
+
+
+def test_a_description_keeps_the_generator(inventive, tmp_path):
+    moved = replace(inventive[0], folder=tmp_path / "device-0001")
+    moved.save(tmp_path / "device-0001.json")
+    assert DeviceDataset.open(tmp_path / "device-0001.json") == moved
 
 
 def test_a_device_without_impostors_says_so(dataset):
     lonely = replace(dataset, impostors=(), impostor_labels=())
     with pytest.raises(FedspkError, match="has no impostors"):
-        impostor_source("speech", lonely)
-    assert impostor_source("none", lonely) is None
+        impostor_source(tiny_config(), lonely)
+    assert impostor_source(tiny_config(impostors="none"), lonely) is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_generator import TINY_FRONT_END, make_generator
 from version_repository import DESCRIPTION, make_model
 
 from fedspk.engine import DESCRIPTION as DESCRIPTION_KEY
@@ -282,14 +283,32 @@ def test_weights_that_are_no_numbers_are_not_signed(tmp_path: Path, model: Path)
 
 
 def test_a_generator_is_known_by_the_hash_of_its_file(tmp_path: Path) -> None:
-    path = tmp_path / "gan.safetensors"
-    save_file({"layer": torch.zeros(3)}, path)
+    path = make_generator(tmp_path / "gan.safetensors")
     manifest = draft_manifest({"kind": "gan"}, path, 1, created=CREATED)
     assert manifest.architecture is None
+    assert manifest.generator is not None
+    assert manifest.generator.front_end["bins"] == TINY_FRONT_END.bins
     check_model_file(path, manifest)
-    save_file({"layer": torch.ones(3)}, path)
+    make_generator(path, seed=2)
     with pytest.raises(FedspkError, match="content hash"):
         check_model_file(path, manifest)
+
+
+def test_a_generator_for_another_front_end_than_its_manifest_says_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = make_generator(tmp_path / "gan.safetensors")
+    manifest = draft_manifest({"kind": "gan"}, path, 1, created=CREATED)
+    assert manifest.generator is not None
+    other = {**manifest.generator.model_dump(), "front_end": {"kind": "mfcc"}}
+    stated = Manifest.model_validate({**manifest.model_dump(), "generator": other})
+    with pytest.raises(FedspkError, match=r"its front_end is .* its manifest says"):
+        check_model_file(path, stated)
+
+
+def test_a_file_that_is_no_generator_is_not_published_as_one(model: Path) -> None:
+    with pytest.raises(FedspkError, match="fedspk gan train"):
+        draft_manifest({"kind": "gan"}, model, 1, created=CREATED)
 
 
 def test_a_draft_may_not_contradict_the_file(model: Path) -> None:

@@ -451,7 +451,14 @@ def test_the_first_root_comes_from_the_caller(server: BentServer, tmp_path: Path
         ({"content_hash": 64 * "0"}, "content hash"),
         ({"architecture": ("encoder", "transformer-9")}, "transformer-9"),
         ({"architecture": ("encoder_params", {"width": 0.25})}, "0.25"),
-        ({"kind": "gan", "architecture": None}, "belongs to another version"),
+        (
+            {
+                "kind": "gan",
+                "architecture": None,
+                "generator": {"front_end": {}, "corpus": "corpus-1", "speakers": 3},
+            },
+            "belongs to another version",
+        ),
         ({"version": 2}, "belongs to another version"),
     ],
 )

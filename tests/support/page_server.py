@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from tiny_generator import make_generator
 from version_repository import evaluated, keys_of, make_model
 from web_server import running
 
@@ -46,6 +47,7 @@ class PageServer:
     clock: Clock
     tokens: Mapping[str, str]
     model: Path
+    generator: Path
     devices: dict[str, str] = field(default_factory=dict)
     numbers: set[int] = field(default_factory=set)
 
@@ -66,11 +68,12 @@ class PageServer:
     def publish(
         self, channel: ChannelName | None = "training", forced: str | None = None, **fields: Any
     ) -> None:
-        """Publish the model as the next version."""
+        """Publish the model, or the generator, as the next version of its kind."""
         repository = self.service.repository
         draft = {**evaluated(5.0), **fields}
+        file = self.generator if draft.get("kind") == "gan" else self.model
         with repository.changing() as state:
-            made = operations.publication(repository, state, self.model, draft, channel)
+            made = operations.publication(repository, state, file, draft, channel)
             self._publish(repository, state, made, forced)
 
     def withdraw(self, version: int) -> None:
@@ -118,9 +121,10 @@ def page_server(folder: Path) -> Iterator[PageServer]:
     }
     model = folder / "model.safetensors"
     make_model(model)
+    generator = make_generator(folder / "generator.safetensors")
     service = Service(Repository(folder / "versions"), registry, {}, clock)
     with running(build_app(service)) as address:
-        yield PageServer(address, service, clock, tokens, model)
+        yield PageServer(address, service, clock, tokens, model, generator)
     registry.close()
 
 

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
+from tiny_generator import make_generator
 
+from fedspk.cache import FeatureCache
 from fedspk.cli import run
+from fedspk.corpora import examine, open_corpus
 from fedspk.errors import FedspkError
+from fedspk.features import FrontEndConfig
 from fedspk.files import read_json
 from server.repository import Repository
 from simulations.executors import Executor, SerialExecutor, open_executor
@@ -211,13 +216,68 @@ def test_resuming_with_another_configuration_names_the_field(cache: Path, finish
         rerun(other, finished, cache, SerialExecutor(), resume=True)
 
 
-def test_a_generator_that_is_not_there_is_said_before_anything_is_done(
+def with_generator(path: Path, **changes: Any) -> ExperimentConfig:
+    given = {"generator": path, "impostors": ["speech", "gan"], "invented_speakers": 5}
+    arms = {"arms": ["individual", "federated", "personalised"]}
+    return load_config("default", None, TINY | given | arms | changes)
+
+
+def test_devices_train_against_invented_voices_too(cache: Path, tmp_path: Path) -> None:
+    path = make_generator(tmp_path / "generator.safetensors", front_end=FrontEndConfig())
+    found = rerun(with_generator(path), tmp_path / "out", cache, SerialExecutor())
+    assert set(found["summary"]) == {
+        *("individual", "federated", "personalised"),
+        *("individual-gan", "federated-gan", "personalised-gan"),
+    }
+    pairs = {(row["a"], row["b"]) for row in found["tests"]}
+    assert ("individual", "federated-gan") in pairs
+    assert (tmp_path / "out" / "figures" / "impostors.png").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "federated to federated-gan: paired t-test p = " in page
+    again = rerun(with_generator(path), tmp_path / "again", cache, SerialExecutor())
+    assert again["devices"] == found["devices"]
+
+
+def test_a_generator_that_will_not_do_is_said_before_anything_is_done(
     cache: Path, tmp_path: Path
 ) -> None:
-    config = load_config("default", None, TINY | {"impostors": ["speech", "gan"]})
-    with pytest.raises(FedspkError, match="gan"):
-        rerun(config, tmp_path / "out", cache, SerialExecutor())
+    absent = with_generator(tmp_path / "absent.safetensors")
+    with pytest.raises(FedspkError, match="absent"):
+        rerun(absent, tmp_path / "out", cache, SerialExecutor())
+    deaf = make_generator(tmp_path / "generator.safetensors")
+    with pytest.raises(FedspkError, match="trained with the encoder's front end"):
+        rerun(with_generator(deaf), tmp_path / "out", cache, SerialExecutor())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_generator_that_has_heard_a_test_is_refused(cache: Path, tmp_path: Path) -> None:
+    corpus = examine(open_corpus(TINY["corpus"]), FeatureCache(cache))
+    marks = [utterance.mark for utterance in corpus.utterances]
+    front_end, path = FrontEndConfig(), tmp_path / "generator.safetensors"
+    make_generator(path, front_end=front_end, heard=marks)
+    with pytest.raises(FedspkError, match=r"was trained on .* of the utterances that this"):
+        rerun(with_generator(path), tmp_path / "out", cache, SerialExecutor())
+
+
+def test_public_speakers_may_come_from_a_corpus_of_their_own(cache: Path, tmp_path: Path) -> None:
+    for name, seed in (("owners", 1), ("public", 2)):
+        corpus = open_corpus("synthetic:speakers=5,utterances=6,sessions=2", seed=seed)
+        for utterance in corpus.utterances:
+            file = tmp_path / name / f"{name}-{utterance.id}.wav"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(file, corpus.load(utterance), 16_000)
+    places = {"corpus": str(tmp_path / "owners"), "public_corpus": str(tmp_path / "public")}
+    quick = {"arms": ["initial"], "devices": 2, "folds": 1}
+    config = load_config("default", None, TINY | places | quick)
+    found = rerun(config, tmp_path / "out", cache, SerialExecutor())
+    assert found["corpus"]["public_speakers"] == 5
+    assert found["corpus"]["speakers"] == 2 + 5 + found["corpus"]["outsiders"]
+    same = load_config("default", None, TINY | places | quick | {"public_corpus": config.corpus})
+    with pytest.raises(FedspkError, match="public speakers must be others than the owners"):
+        rerun(same, tmp_path / "same", cache, SerialExecutor())
+    mixed = load_config("default", None, TINY | {"public_corpus": places["public_corpus"]})
+    with pytest.raises(FedspkError, match="two folders of files"):
+        rerun(mixed, tmp_path / "mixed", cache, SerialExecutor())
 
 
 def test_the_papers_way_with_client_speech_only_and_a_shared_binary_head(
