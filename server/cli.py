@@ -311,7 +311,10 @@ def rotate(
         upkeep.rotate_root(repository, signers, passphrase)
     else:
         upkeep.rotate_role(repository, role, signers, passphrase)
-    typer.echo(f"{folder}: the key of {role} is replaced; a new private key lies in keys/.")
+    where = "its private half is where it was made" if public else "the private one lies in keys/"
+    if role in ("root", "targets"):
+        where = f"move {role}*.pem from {repository.keys} to offline media"
+    typer.echo(f"{folder}: the key of {role} is replaced; {where}.")
 
 
 def _release(

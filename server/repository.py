@@ -321,7 +321,10 @@ class Repository:
         for role, metadata in state.roles().items():
             last = metadata.signed.version
             for path in self.metadata.glob(f"*.{role}.json"):
-                version = int(path.name.partition(".")[0])
+                number = path.name.partition(".")[0]
+                if not number.isdecimal():
+                    continue  # somebody's copy
+                version = int(number)
                 if role != Root.type and not last - KEPT_METADATA < version <= last:
                     path.unlink()
                 elif role == RELEASE:

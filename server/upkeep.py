@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from fedspk.errors import FedspkError
@@ -169,6 +169,11 @@ def rotate_party(
             fresh = new_key(owner)
             key = fresh.public_key
             signers = {**signers, key.keyid: fresh}
+        listed = {**state.root.signed.keys, **_party_keys(state)}
+        if key.keyid in listed:
+            raise FedspkError(
+                f"{public}: is the key of {owner_of(listed[key.keyid])}; every one has its own."
+            )
         targets = following(state.targets, Targets.type)
         _replace_party(targets.signed, owner, key)
         repository.sign(state, Targets.type, targets, signers)
@@ -208,6 +213,12 @@ def _replace_party(targets: Targets, owner: str, key: SSlibKey) -> None:
     targets.add_key(key, RELEASE)
 
 
+def _party_keys(state: State) -> dict[str, Key]:
+    delegations = state.targets.signed.delegations
+    assert delegations is not None
+    return delegations.keys
+
+
 def _listed(root: Root, role: str, signers: Signers) -> list[CryptoSigner]:
     return [signers[keyid] for keyid in root.roles[role].keyids if keyid in signers]
 
@@ -220,9 +231,7 @@ def _save(
 
 def _forget_unlisted(repository: Repository, state: State, owner: str) -> None:
     """Delete the owner's private keys that no metadata list any more."""
-    delegations = state.targets.signed.delegations
-    assert delegations is not None
-    listed = {keyid[:8] for keyid in (*state.root.signed.keys, *delegations.keys)}
+    listed = {keyid[:8] for keyid in (*state.root.signed.keys, *_party_keys(state))}
     for path in repository.keys.glob(f"{owner}.*.pem"):
         if path.name.split(".")[-2] not in listed:
             path.unlink()

@@ -14,7 +14,8 @@ from version_repository import keys_but, keys_of, publish
 
 from fedspk.errors import FedspkError
 from fedspk.proposals import RELEASE
-from server import operations
+from fedspk.signing import load_key, save_public_key
+from server import operations, upkeep
 from server.creation import create
 from server.repository import Repository, following, now
 
@@ -112,6 +113,29 @@ def _busy(path: Path, target: Path) -> Path:
     if target.name == "versions":
         raise OSError(errno.EBUSY, "Device or resource busy")
     return _replace(path, target)
+
+
+def test_a_copy_of_metadata_is_left_alone(repository: Repository) -> None:
+    copy = repository.metadata / "backup.root.json"
+    copy.write_text("{}")
+    upkeep.renew(repository, keys_of(repository))
+    assert copy.exists()
+
+
+def test_no_key_serves_two_parties(repository: Repository, tmp_path: Path) -> None:
+    before = repository.read()
+    for owner in ("release-server", "root-1"):
+        key = load_key(next(repository.keys.glob(f"{owner}.*")), lambda _: b"")
+        save_public_key(tmp_path / "key.pub", key.public_key)
+        with pytest.raises(FedspkError, match=f"is the key of {owner}; every one has its own"):
+            upkeep.rotate_party(
+                repository,
+                "release-aggregator",
+                keys_of(repository),
+                None,
+                public=tmp_path / "key.pub",
+            )
+    assert repository.read() == before
 
 
 def test_nobody_else_can_hold_the_lock(repository: Repository) -> None:
