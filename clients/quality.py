@@ -105,8 +105,8 @@ def _clipped(audio: FloatArray) -> float:
 def _snr_db(audio: FloatArray, mask: BoolArray) -> float | None:
     blocks = len(audio) // _BLOCK
     frames = audio[: blocks * _BLOCK].reshape(blocks, _BLOCK)
-    is_speech = mask[: blocks * _BLOCK].reshape(blocks, _BLOCK).all(axis=1)
-    is_live = (frames != frames[:, :1]).any(axis=1)
+    is_speech = np.all(mask[: blocks * _BLOCK].reshape(blocks, _BLOCK), axis=1)
+    is_live = np.ptp(frames, axis=1) > 0
     frames, is_speech = frames[is_live], is_speech[is_live]
     has_pause = not is_speech.all()
     if not is_speech.any() or not (
