@@ -8,34 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fedspk.files import write_json
 from fedspk.release import Scalar
 from gan.generator_file import generator_origin
 
 
-def draft_path(generator: Path) -> Path:
-    """Return where the draft of a generator file lies: beside it."""
-    return generator.with_suffix(".manifest.json")
+def write_draft(generator: Path, path: Path, report: Mapping[str, Scalar] | None = None) -> None:
+    """Write the draft of a generator file's manifest to `path`.
 
-
-def write_draft(generator: Path, report: Mapping[str, Scalar] | None = None) -> Path:
-    """Write the draft of a generator file's manifest; return its path.
-
-    Args:
-        generator: the file.
-        report: figures of `fedspk gan report`, if there is one.
+    `report` holds figures of `fedspk gan report`, if there is one.
 
     Raises:
         FedspkError: the file is no generator, or the draft cannot be written.
     """
     origin = generator_origin(generator)
-    draft: dict[str, Any] = {
+    draft = {
         "kind": "gan",
         "training": {"config": dict(origin.get("training", {}))},
         "report": dict(report or {}),
     }
-    path = draft_path(generator)
     write_json(path, draft)
-    return path

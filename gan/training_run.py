@@ -165,7 +165,7 @@ def _keep(
         speakers=speakers,
         origin=origin,
     )
-    write_draft(path)
+    write_draft(path, path.with_suffix(".manifest.json"))
 
 
 def _warn(reached: Progress) -> None:

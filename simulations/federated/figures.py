@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from fedspk.metrics import DETCurve
-from simulations.page import FIGURE_STYLE
+from fedspk.page import FIGURE_STYLE
 
 _COLOURS = {
     "initial": "#8a8f98",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from fedspk.files import write_text
 from fedspk.metrics import det_curve
+from fedspk.page import ShownFigure, page_template, save_figure, show_figure, show_p_value
 from fedspk.significance import compare
 from simulations.federated import figures
 from simulations.federated.results import Json
 from simulations.federated.trials import FloatArray, TrialScores
-from simulations.page import ShownFigure, page_template, save_figure, show_figure, show_p_value
 
 _SIGNIFICANT = 0.05
 _SHOWN_AS_THEY_ARE = ("config", "corpus", "devices", "secure", "summary", "versions")

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from simulations.page import FIGURE_STYLE
+from fedspk.page import FIGURE_STYLE
 from simulations.versioning.results import BY_NAME, FloatArray, Json
 
 _COLOURS = {

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedspk.files import write_text
-from simulations.page import page_template, show_figure
+from fedspk.page import page_template, show_figure
 from simulations.versioning import figures
 from simulations.versioning.results import (
     BY_NAME,

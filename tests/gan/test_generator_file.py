@@ -107,7 +107,8 @@ def test_its_draft_becomes_the_manifest_that_it_is_published_with(
 ) -> None:
     path = tmp_path / "generator.safetensors"
     path.write_bytes(file.read_bytes())
-    draft = json.loads(write_draft(path, {"detector_eer": 3.5}).read_text())
+    write_draft(path, tmp_path / "draft.json", {"detector_eer": 3.5})
+    draft = json.loads((tmp_path / "draft.json").read_text())
     manifest = draft_manifest(draft, path, 4, created="2026-01-01T00:00:00Z")
     check_model_file(path, manifest)
     assert manifest.kind == "gan"
