@@ -1,4 +1,4 @@
-"""A process of low priority that takes a new version into use, while another one goes on serving.
+"""A process of lower priority that takes a new version into use, while another one goes on serving.
 
 Compiling and re-enrolment keep all cores busy for seconds, and PyTorch takes much memory. So a
 running device starts this program for it, which gives way to whatever else wants to run and then
@@ -36,7 +36,7 @@ from fedspk.errors import FedspkError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NICE = 19  # the lowest priority; an update has time
+_NICE = 5  # requests come first, yet a busy machine does not starve the update
 
 
 class UpdateProcess:
