@@ -47,12 +47,14 @@ def test_devices_follow_every_version_and_never_stop_answering(tmp_path: Path) -
         }
         for device in devices.values():
             _knows_its_user(device, devices)
+        second = _trained(tmp_path / "run-2", "--rounds", "40", "--init", first)
+
+        for device in devices.values():
             open_things.enter_context(_running(device))
         callers = [open_things.enter_context(_calling(each)) for each in devices.values()]
         _wait("version 1 is reported", lambda: _fleet(versions) == {1: 2})
         before = _model(devices["kitchen"])
 
-        second = _trained(tmp_path / "run-2", "--rounds", "40", "--init", first)
         _publish(versions, second)
         _wait("version 2 is reported", lambda: _fleet(versions) == {2: 2})
         after = _model(devices["kitchen"])
@@ -65,7 +67,7 @@ def test_devices_follow_every_version_and_never_stop_answering(tmp_path: Path) -
 
     for device, caller in zip(devices.values(), callers, strict=True):
         assert caller.failures == []
-        assert len(caller.seconds) > 100
+        assert len(caller.seconds) > 50
         # Each model has one score of the same sound: no profile was ever scored under another.
         assert set(caller.scores) == {before, after}
         assert all(len(scores) == 1 for scores in caller.scores.values()), caller.scores
@@ -203,7 +205,7 @@ def _calling(device: _Device) -> Iterator[_Caller]:
     caller, stop = _Caller(), threading.Event()
 
     def run() -> None:
-        while not stop.wait(0.05):
+        while not stop.wait(0.1):
             caller.call(device)
 
     thread = threading.Thread(target=run)
