@@ -59,7 +59,8 @@ class NetworkConfig:
 
     def steps(self, frames: int) -> int:
         """Return the length of the content sequence of a patch of `frames` frames."""
-        return -(-frames // 2 ** (len(self.channels) - 1))
+        stretch: int = 1 << (len(self.channels) - 1)
+        return -(-frames // stretch)
 
 
 @dataclass(frozen=True)

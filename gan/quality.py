@@ -193,7 +193,8 @@ def _redrawn(shares: FloatArray, seed: int) -> npt.NDArray[np.float64]:
     """Return the means of redrawn speakers' shares (S,), one for each bootstrap sample."""
     generator = numpy_generator(seed, "speakers redrawn", len(shares))
     drawn = generator.integers(len(shares), size=(_RESAMPLES, len(shares)))
-    return np.asarray(shares, dtype=np.float64)[drawn].mean(axis=1)
+    means: npt.NDArray[np.float64] = np.asarray(shares, dtype=np.float64)[drawn].mean(axis=1)
+    return means
 
 
 def _interval(values: npt.NDArray[np.float64]) -> Interval:

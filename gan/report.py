@@ -101,7 +101,7 @@ def run_report(
         results: Json = {
             **_measured(heard, engine, made.front_end.normalise, seed),
             "detector": asdict(_detected(train, held_out, voices, seed)),
-            "memorisation": asdict(memorisation(*heard, seed)),
+            "memorisation": asdict(memorisation(heard[0], heard[1], heard[2], seed)),
             "usefulness": usefulness,
             "generator": {"bytes": generator.stat().st_size, **origin},
             "encoder": engine.model_hash,

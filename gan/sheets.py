@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fedspk.files import write_bytes
 
-_STYLE = {"font.size": 8, "figure.dpi": 70}
+_STYLE: dict[Any, Any] = {"font.size": 8, "figure.dpi": 70}
 _CONTRAST = 2.5  # deviations
 
 

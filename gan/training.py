@@ -8,6 +8,8 @@
 - *Moments* (`gan.moments`): the generator also matches the mean and the spread of simple
   statistics of real batches, in the manner of feature matching (Salimans et al., "Improved
   techniques for training GANs", NeurIPS 2016). It brings the first thousand steps forward.
+- *A listener* (`gan.listener`), a speaker encoder trained first and then frozen: same and other
+  speakers should sound as alike to it as real ones do.
 - *Two rates*: the discriminator learns twice as fast (Heusel et al., "GANs trained by a two
   time-scale update rule", NeurIPS 2017); at one rate the generator outran it.
 - *The average* of the generator's weights over the last steps is what is kept (Karras et al. 2018).
@@ -33,6 +35,7 @@ from fedspk.features import FrontEndConfig, normalise
 from fedspk.seeds import derive, numpy_generator
 from fedspk.weights import load_model, save_model
 from gan.codes import random_codes
+from gan.listener import Likeness, likeness, train_listener
 from gan.moments import moment_distance, patch_moments, typical_distance, voice_summary
 from gan.network import Discriminator, Generator, NetworkConfig
 from gan.patches import SpeakerPatches
@@ -44,6 +47,7 @@ _BETAS = (0.5, 0.99)
 _GENERATOR_PACE = 0.5
 _REAL_MEMORY = 0.98
 _COMPARED = 32
+_LEAST_GAP = 1e-3
 _STEP = "step"
 
 
@@ -58,6 +62,8 @@ class GanTraining:
         learning_rate: of the discriminator (Adam); the generator's is half of it.
         average: share of the old average that every step keeps.
         moments: weight of the distance of moments.
+        identity: weight of the distance in what the listener hears.
+        listener_steps: batches that the listener is trained on.
         width: of the discriminator.
         seed: of everything that is drawn.
         precision: "bfloat16" halves the time on processors that have it.
@@ -72,20 +78,23 @@ class GanTraining:
     learning_rate: float = 2e-4
     average: float = 0.998
     moments: float = 5.0
+    identity: float = 10.0
+    listener_steps: int = 1000
     width: int = 128
     seed: int = 0
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.pairs < 2 or self.crop_frames < 16 or self.width < 8:
+        if self.steps < 1 or self.pairs < 2 or self.crop_frames < 32 or self.width < 8:
             raise FedspkError(
-                f"generator training: needs steps >= 1, pairs >= 2, crop_frames >= 16 and width "
+                f"generator training: needs steps >= 1, pairs >= 2, crop_frames >= 32 and width "
                 f">= 8, got {self.steps}, {self.pairs}, {self.crop_frames} and {self.width}."
             )
-        if not (self.learning_rate > 0 and 0 <= self.average < 1 and self.moments >= 0):
+        least = min(self.moments, self.identity, self.listener_steps)
+        if not (self.learning_rate > 0 and 0 <= self.average < 1 and least >= 0):
             raise FedspkError(
-                "generator training: needs learning_rate > 0, average from 0 to below 1 and "
-                f"moments >= 0, got {self.learning_rate}, {self.average} and {self.moments}."
+                "generator training: needs learning_rate > 0, average from 0 to below 1, and "
+                "moments, identity and listener_steps of 0 or more."
             )
         if self.precision not in ("float32", "bfloat16"):
             raise FedspkError(f"precision {self.precision!r} is neither float32 nor bfloat16.")
@@ -95,7 +104,9 @@ class GanTraining:
 class Progress:
     """Where the training stands.
 
-    `diversity` is the median difference between made voices as a share of real ones'.
+    `diversity` is the median difference between made voices as a share of real ones'. `identity`
+    is how much more alike two takes of one speaker are than those of two, as a share of what the
+    listener hears in real speech; 0: the speaker code means nothing.
     """
 
     step: int
@@ -103,6 +114,7 @@ class Progress:
     generator_loss: float
     moment_distance: float
     diversity: float
+    identity: float
 
     @property
     def has_collapsed(self) -> bool:
@@ -134,6 +146,9 @@ class GanTrainer:
             torch.default_generator.manual_seed(derive(config.seed, "networks"))
             self.generator = Generator(network, front_end).to(self.device)
             self.discriminator = Discriminator(front_end.bins, config.width).to(self.device)
+        self.listener = train_listener(
+            patches, front_end.bins, config.crop_frames, config.listener_steps, config.seed
+        ).to(self.device)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self._optimisers = {
             "generator": self._adam(self.generator, _GENERATOR_PACE * config.learning_rate),
@@ -141,6 +156,7 @@ class GanTrainer:
         }
         self._losses: list[Tensor] = []
         self._real: tuple[Tensor, Tensor] | None = None
+        self._real_likeness: Likeness | None = None
 
     def run(self, steps: int, on_step: Callable[[], object] | None = None) -> None:
         """Train for some steps, at most to the configured end."""
@@ -158,7 +174,8 @@ class GanTrainer:
         """
         if not self._losses:
             raise FedspkError("generator training: no step was made since the last report.")
-        discriminator, generator, moments = torch.stack(self._losses).mean(dim=0).tolist()
+        means = torch.stack(self._losses).mean(dim=0).tolist()
+        discriminator, generator, moments, made_gap, real_gap = means
         self._losses.clear()
         diversity = self._diversity()
         if not all(map(math.isfinite, (discriminator, generator, diversity))):
@@ -166,7 +183,8 @@ class GanTrainer:
                 f"generator training diverged by step {self.step}; lower the learning rate "
                 f"{self.config.learning_rate:g}."
             )
-        return Progress(self.step, discriminator, generator, moments, diversity)
+        identity = made_gap / max(real_gap, _LEAST_GAP)
+        return Progress(self.step, discriminator, generator, moments, diversity, identity)
 
     def save(self, path: Path) -> None:
         """Write everything that `restore` needs."""
@@ -181,6 +199,8 @@ class GanTrainer:
                     tensors[f"adam.{name}.{number}.{key}"] = value
         for name, value in zip(("mean", "spread"), self._real or (), strict=False):
             tensors[f"real.{name}"] = value
+        if self._real_likeness is not None:
+            tensors |= {f"likeness.{n}": value for n, value in vars(self._real_likeness).items()}
         save_model(path, tensors, {_STEP: str(self.step)})
 
     def restore(self, path: Path) -> None:
@@ -197,8 +217,9 @@ class GanTrainer:
                 _restore_adam(optimiser, _below(tensors, f"adam.{name}."))
             real = _below(tensors, "real.")
             self._real = (real["mean"], real["spread"])
+            self._real_likeness = Likeness(**_below(tensors, "likeness."))
             self.step = int(metadata[_STEP])
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise FedspkError(
                 f"{path}: is not a checkpoint of this training; start anew in another folder."
             ) from error
@@ -211,7 +232,7 @@ class GanTrainer:
         return {"generator": self.generator, "discriminator": self.discriminator}
 
     def _all(self) -> dict[str, nn.Module]:
-        return {**self._learning(), "average": self.average}
+        return {**self._learning(), "average": self.average, "listener": self.listener}
 
     def _train(self) -> None:
         seed = derive(self.config.seed, "step", self.step)
@@ -224,10 +245,13 @@ class GanTrainer:
         with self._autocast():
             fooled = self._fool(made)
         distance = moment_distance(patch_moments(made.flatten(0, 1)), *self._real_moments(real))
-        self._update("generator", fooled + self.config.moments * distance)
+        heard, wanted = likeness(self.listener, made), self._heard(real)
+        loss = fooled + self.config.moments * distance
+        self._update("generator", loss + self.config.identity * heard.distance(wanted))
         self.discriminator.requires_grad_(True)
         self._follow()
-        losses = (discriminator_loss, fooled, distance)
+        gaps = (heard.same - heard.other, wanted.same - wanted.other)
+        losses = (discriminator_loss, fooled, distance, *gaps)
         self._losses.append(torch.stack([loss.detach().float() for loss in losses]))
 
     def _judge(self, real: Tensor, made: Tensor) -> Tensor:
@@ -285,6 +309,15 @@ class GanTrainer:
         self._real = (old_mean.lerp(now[0], share), old_spread.lerp(now[1], share))
         return self._real
 
+    @torch.no_grad()
+    def _heard(self, real: Tensor) -> Likeness:
+        """Return what the listener hears in real pairs, averaged over the last batches."""
+        now = likeness(self.listener, real)
+        if self._real_likeness is None:
+            self._real_likeness = now
+        self._real_likeness = self._real_likeness.lerp(now, 1 - _REAL_MEMORY)
+        return self._real_likeness
+
     def _real_pairs(self, seed: int) -> Tensor:
         """Return pairs (2, P, crop, bins): windows of real patches, normalised as windows."""
         generator = numpy_generator(seed, "real")
@@ -299,7 +332,7 @@ class GanTrainer:
             ]
         )
         normal = normalise(windows.to(self.device), self.front_end.normalise)
-        return normal.unflatten(0, pairs.shape[:2])
+        return normal.view(pairs.shape[0], pairs.shape[1], length, -1)
 
     def _made_pairs(self, seed: int) -> Tensor:
         """Return pairs (2, P, crop, bins) that share their speaker codes."""
@@ -308,7 +341,7 @@ class GanTrainer:
         speakers = torch.randn(count, config.speaker_dim, generator=generator).repeat(2, 1)
         codes = random_codes(config, self.config.crop_frames, speakers, generator)
         made: Tensor = self.generator(codes.to(self.device), self.config.crop_frames)
-        return made.unflatten(0, (2, count))
+        return made.view(2, count, self.config.crop_frames, -1)
 
     @torch.no_grad()
     def _diversity(self) -> float:

@@ -131,7 +131,9 @@ def _train(
         while trainer.step < steps:
             trainer.run(every - trainer.step % every, bar.update)
             reached = trainer.progress()
-            bar.set_postfix_str(f"diversity {reached.diversity:.2f}", refresh=False)
+            bar.set_postfix_str(
+                f"diversity {reached.diversity:.2f}, identity {reached.identity:.2f}", refresh=False
+            )
             if reached.has_collapsed and reached.step >= 2 * every:
                 _warn(reached)
             history.append(asdict(reached))
@@ -189,7 +191,7 @@ def _show(trainer: GanTrainer, patches: SpeakerPatches, path: Path) -> None:
         for rows in patches.speakers[::apart][:_SHOWN_SPEAKERS]
     ]
     sheet = sample_sheet(
-        made.unflatten(0, (_SHOWN_SPEAKERS, _SHOWN_TAKES)),
+        made.view(_SHOWN_SPEAKERS, _SHOWN_TAKES, *made.shape[1:]),
         torch.stack(real),
         f"step {trainer.step}",
     )

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from tiny_generator import TINY_FRONT_END, TINY_NETWORK, make_generator
 from version_repository import make_model
 
+from fedspk.cli import run
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.model_file import GENERATOR
-from fedspk.release import check_model_file, draft_manifest
+from fedspk.release import Manifest, check_model_file, draft_manifest
 from gan.generator_file import check_front_end, generator_origin, load_generator
 from gan.manifest import write_draft
 
@@ -115,3 +116,19 @@ def test_its_draft_becomes_the_manifest_that_it_is_published_with(
     assert manifest.generator is not None
     assert manifest.generator.speakers == 3
     assert manifest.report == {"detector_eer": 3.5}
+
+
+def test_the_main_server_publishes_it_beside_the_models(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    versions, draft = str(tmp_path / "versions"), tmp_path / "draft.json"
+    write_draft(file, draft)
+    assert run(["server", "init", versions]) == 0
+    publish = ["server", "publish", versions, "--manifest", str(draft), "--model"]
+    assert run([*publish, str(file)]) == 0
+    (path,) = (tmp_path / "versions").rglob("*.manifest.json")
+    assert Manifest.from_json(path.read_bytes()).generator is not None
+    make_model(tmp_path / "model.safetensors")
+    capsys.readouterr()
+    assert run([*publish, str(tmp_path / "model.safetensors")]) == 2
+    assert "fedspk gan train" in capsys.readouterr().err

@@ -26,7 +26,7 @@ CORPUS = "synthetic:speakers=10,utterances=2,sessions=1"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained generator and an encoder."""
     folder = tmp_path_factory.mktemp("report")
-    training = GanTraining(steps=2, pairs=2, crop_frames=20, width=8)
+    training = GanTraining(steps=2, pairs=2, crop_frames=32, width=8, listener_steps=2)
     recipe = Recipe(TINY_FRONT_END, TINY_NETWORK, PatchPlan(2, (1.0,)), training)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "step .* collapsing")
