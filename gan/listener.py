@@ -68,7 +68,8 @@ class Listener(nn.Module):
         self.register_buffer("whitening", torch.eye(encoder.embedding_dim))
 
     def forward(self, patches: Tensor) -> Tensor:
-        return F.normalize((self.encoder(patches) - self.mean) @ self.whitening, dim=1)
+        centred: Tensor = self.encoder(patches) - self.mean
+        return F.normalize(centred @ self.whitening, dim=1)
 
     @torch.no_grad()
     def adapt(self, embeddings: Tensor) -> None:
