@@ -149,7 +149,12 @@ def build_app(service: Service) -> FastAPI:
     )
     metrics = Metrics(service)
     app.state.service, app.state.metrics = service, metrics
-    app.add_middleware(Traffic, metrics=metrics, most_upload=service.most_upload)
+    app.add_middleware(
+        Traffic,
+        metrics=metrics,
+        most_upload=service.most_upload,
+        is_known=lambda token: service.registry.operator(token) is not None,
+    )
     for router in (static_routes(service), page_routes(service), *ROUTERS):
         app.include_router(router)
     app.add_exception_handler(FedspkError, _refuse)

@@ -1,5 +1,8 @@
 """What every request passes: a limit to its body, a count, and a line in the log if it matters.
 
+The limit depends on who asks: nobody's body is read, let alone parsed, beyond what a device may
+send, unless an operator's token comes with it. What answers say nothing about is kept by no cache.
+
 The log has lines for changes, refusals of them and failures; never a header, a query or a body.
 What devices ask all day long is counted only.
 """
@@ -11,7 +14,8 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,10 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fedspk.api import API
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from server.metrics import Metrics
 
 log = logging.getLogger("fedspk.server")
 
+MOST_FROM_STRANGERS = 8 << 10
+"""Registrations, reports and the login are shorter, in bytes."""
 MOST_BODY = 1 << 20
 MOST_PROPOSAL = 8 << 20
 """Release metadata grow with every version."""
@@ -35,12 +43,16 @@ class Traffic:
         app: the app.
         metrics: where answers are counted.
         most_upload: longest model file that is taken, in bytes.
+        is_known: says whether a token is an operator's.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, most_upload: int) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, most_upload: int, is_known: Callable[[str], bool]
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._most_upload = most_upload
+        self._is_known = is_known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -53,14 +65,24 @@ class Traffic:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
             await send(message)
 
         try:
+            headers = Headers(scope=scope)
+            declared = headers.get("content-length", "0")
+            length = int(declared) if declared.isdecimal() else MOST_FROM_STRANGERS + 1
+            is_long = length > MOST_FROM_STRANGERS or "transfer-encoding" in headers
+            is_known = is_long and await self._is_from_operator(headers)
             most = self._most(scope["path"])
-            declared = Headers(scope=scope).get("content-length", "0")
-            if not declared.isdecimal() or int(declared) > most:
-                refusal = JSONResponse({"error": _too_long(most)}, 413, {"Connection": "close"})
-                await refusal(scope, receive, sending)
+            if not is_known:
+                most = min(most, MOST_FROM_STRANGERS)
+            if length > most:
+                refusal = _too_long(most)
+                answer = JSONResponse(
+                    {"error": refusal.detail}, refusal.status_code, refusal.headers
+                )
+                await answer(scope, receive, sending)
             else:
                 await self._app(scope, _limited(receive, most), sending)
         finally:
@@ -68,6 +90,10 @@ class Traffic:
             route = template(scope)
             self._metrics.count(scope["method"], route, status, seconds)
             _tell(scope, route, status, seconds)
+
+    async def _is_from_operator(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and await run_in_threadpool(self._is_known, token.strip())
 
     def _most(self, path: str) -> int:
         if path.startswith(f"{API}/uploads/"):
@@ -110,14 +136,19 @@ def _limited(receive: Receive, most: int) -> Receive:
         message = await receive()
         length += len(message.get("body", b""))
         if length > most:
-            raise HTTPException(413, _too_long(most), {"Connection": "close"})
+            raise _too_long(most)
         return message
 
     return receiving
 
 
-def _too_long(most: int) -> str:
-    return f"the body is longer than {most} bytes."
+def _too_long(most: int) -> HTTPException:
+    headers = {"Connection": "close"}
+    if most != MOST_FROM_STRANGERS:
+        return HTTPException(413, f"the body is longer than {most} bytes.", headers)
+    headers["WWW-Authenticate"] = "Bearer, Fedspk-Device"
+    reason = f"a body of more than {most} bytes needs an operator's token: Authorization: Bearer."
+    return HTTPException(401, reason, headers)
 
 
 def _tell(scope: Scope, route: str, status: int, seconds: float) -> None:

@@ -30,6 +30,7 @@ router = APIRouter(prefix=API, tags=["releases"], responses=REFUSALS)
 
 _BLOCK = 1 << 20  # bytes written at once
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_PROPOSAL = {"application/json": {"schema": ProposedRelease.model_json_schema()}}
 
 
 @router.put(
@@ -100,25 +101,36 @@ def roll_back(
         return _released(service, "rollback", operator, make)
 
 
-@router.post("/proposals", status_code=201, responses={200: {"model": Released}})
-def propose(
-    wanted: ProposedRelease,
+@router.post(
+    "/proposals",
+    status_code=201,
+    responses={200: {"model": Released}},
+    openapi_extra={"requestBody": {"required": True, "content": _PROPOSAL}},
+)
+async def propose(
+    request: Request,
     operator: Releaser,
     service: Serving,
     metrics: Measuring,
     response: Response,
 ) -> Released:
     """Sign and publish a release that the other party made; 200 if it is the present one."""
-    metadata = release_from(wanted.release.encode(), "release")
-    if releasing.is_released(service.view().state, metadata):
-        response.status_code = 200
-        return Released(release=metadata.signed.version, versions=[], channels=[])
+    body = await request.body()
 
-    def make(_: Repository, state: State) -> Proposal:
-        return releasing.proposed(service, state, metadata, wanted.files)
+    def accept() -> Released:
+        wanted = ProposedRelease.from_json(body)
+        metadata = release_from(wanted.release.encode(), "release")
+        if releasing.is_released(service.view().state, metadata):
+            response.status_code = 200
+            return Released(release=metadata.signed.version, versions=[], channels=[])
 
-    with metrics.publishing("accept"):
-        return _released(service, "accept", operator, make)
+        def make(_: Repository, state: State) -> Proposal:
+            return releasing.proposed(service, state, metadata, wanted.files)
+
+        with metrics.publishing("accept"):
+            return _released(service, "accept", operator, make)
+
+    return await run_in_threadpool(accept)
 
 
 def _released(

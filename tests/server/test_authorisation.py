@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -122,6 +123,48 @@ def test_a_device_is_no_operator_and_an_operator_no_device(
     token = service.registry.add_operator("ann", "operator")
     path = f"{API}/devices/{device.id}/report"
     assert client.put(path, json={}, headers=bearer(token)).status_code == 401
+
+
+def answer_before_the_body(client: httpx.Client, path: str, length: object, token: str) -> str:
+    """Announce a body, send none of it, and return the first line of the answer."""
+    url = client.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+        head = [f"POST {API}{path} HTTP/1.1", "Host: x", f"Content-Length: {length}"]
+        head += ["Content-Type: application/json", f"Authorization: {token}"]
+        connection.sendall("\r\n".join([*head, "", ""]).encode())
+        return connection.makefile().readline().strip()
+
+
+@pytest.mark.parametrize("path", ["/proposals", "/devices", "/versions", "/nowhere"])
+def test_of_a_strangers_long_body_nothing_is_read(client: httpx.Client, path: str) -> None:
+    for header in ("", "Bearer fedspk_wrong", "Basic YTpi", "Bearer"):
+        answer = answer_before_the_body(client, path, 1 << 20, header)
+        assert answer == "HTTP/1.1 401 Unauthorized", header
+    chunks = iter([b"[" * 9000] * 2)
+    answer = client.post(API + path, content=chunks, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (401, 404)
+
+
+def test_who_may_not_propose_need_not_send_the_proposal(
+    client: httpx.Client, service: Service
+) -> None:
+    token = service.registry.add_operator("ann", "viewer")
+    answer = answer_before_the_body(client, "/proposals", 8 << 20, f"Bearer {token}")
+    assert answer == "HTTP/1.1 403 Forbidden"
+
+
+@pytest.mark.parametrize("body", [b"", b"[" * (1 << 20), b"[[],[]]", b"\xff"])
+def test_nonsense_is_no_proposal(client: httpx.Client, service: Service, body: bytes) -> None:
+    token = service.registry.add_operator("ann", "operator")
+    answer = client.post(f"{API}/proposals", content=body, headers=bearer(token))
+    assert answer.status_code == 422
+    assert "the message is wrong" in answer.json()["error"]
+
+
+def test_no_cache_keeps_what_is_private_or_passing(client: httpx.Client, service: Service) -> None:
+    token = service.registry.add_operator("ann", "viewer")
+    for path in ("/healthz", f"{API}/fleet", f"{API}/nowhere"):
+        assert client.get(path, headers=bearer(token)).headers["cache-control"] == "no-store"
 
 
 def test_a_removed_operator_is_nobody(client: httpx.Client, service: Service) -> None:
