@@ -29,6 +29,7 @@ from fedspk.release import (
     draft_manifest,
     manifest_path,
     model_path,
+    replaced,
 )
 from fedspk.remote import RemoteVersions
 from fedspk.rounds import RunConfig
@@ -148,13 +149,10 @@ class Handover:
         now = datetime.now(UTC).replace(microsecond=0)
         version = latest_version(base.signed if base else None, "model") + 1
         defaults: dict[str, Any] = {"created": now.isoformat()}
-        before = present or found.channel("stable")
+        before = replaced(name, found.channel)
         if before:
-            replaced = found.manifest("model", before.version)
-            defaults["parent"] = {
-                "version": replaced.version,
-                "content_hash": replaced.content_hash,
-            }
+            parent = found.manifest("model", before.version)
+            defaults["parent"] = {"version": parent.version, "content_hash": parent.content_hash}
         manifest = draft_manifest(facts, model, version, **defaults)
         files: dict[str, Content] = {
             model_path("model", version): model,

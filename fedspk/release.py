@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -303,6 +303,23 @@ def followed(device: str, stable: Channel | None, canary: Channel | None) -> Cha
     if canary and in_canary(device, canary.share, canary.salt):
         return canary if stable is None or canary.version >= stable.version else stable
     return stable
+
+
+def replaced(
+    name: ChannelName, channels: Callable[[ChannelName], Channel | None]
+) -> Channel | None:
+    """Return the channel whose version a new version of channel `name` takes the place of.
+
+    A canary that stable has overtaken is none: its devices follow stable.
+
+    Args:
+        name: of the channel.
+        channels: returns a channel as it is; None when it was never set.
+    """
+    present, stable = channels(name), channels("stable")
+    if name == "canary" and present and stable and stable.version > present.version:
+        return stable
+    return present or stable
 
 
 def model_path(kind: Kind, version: int) -> str:

@@ -22,6 +22,7 @@ from fedspk.release import (
     draft_manifest,
     manifest_path,
     model_path,
+    replaced,
 )
 from server.faults import ConflictError, NotFoundError
 from server.gate import check_promotion
@@ -55,9 +56,7 @@ def publication(
         raise FedspkError("a channel names speaker models; publish a generator without --channel.")
     version = latest_version(state.released, kind) + 1
     defaults: dict[str, Any] = {"created": now().isoformat()}
-    present = channel and (
-        repository.channel(state, channel) or repository.channel(state, "stable")
-    )
+    present = channel and _replaced(repository, state, channel)
     if present:
         parent = repository.manifest(state, "model", present.version)
         defaults["parent"] = {"version": parent.version, "content_hash": parent.content_hash}
@@ -137,13 +136,15 @@ def rollback(repository: Repository, state: State, to: int) -> Proposal:
 def check_gate(repository: Repository, state: State, proposal: Proposal) -> None:
     """Accept a proposal whose canary and stable channels get no worse model.
 
+    A model is compared with the one that the channel's devices run now.
+
     Raises:
-        FedspkError: a version is worse than the channel's present one, or cannot be compared.
+        FedspkError: a version is worse than that, or cannot be compared with it.
     """
     for name in proposal.changes.channels:
         if name not in _GATED:
             continue
-        present = repository.channel(state, name) or repository.channel(state, "stable")
+        present = _replaced(repository, state, name)
         version = proposal.channel(name).version
         if present and version != present.version:
             added = ("model", version) in proposal.changes.versions
@@ -195,6 +196,7 @@ def publish(
             be written.
     """
     proposal.check()
+    _check_rising(repository, state, proposal)
     _check_parents(repository, state, proposal)
     _check_withdrawals(repository, state, proposal)
     repository.sign(state, RELEASE, proposal.release, signers)
@@ -240,6 +242,10 @@ def overview(repository: Repository, state: State) -> dict[str, Any]:
     }
 
 
+def _replaced(repository: Repository, state: State, name: ChannelName) -> Channel | None:
+    return replaced(name, lambda each: repository.channel(state, each))
+
+
 def _channel_file(
     repository: Repository, state: State, name: ChannelName, version: int, share: float | None
 ) -> dict[str, Content]:
@@ -260,6 +266,17 @@ def _rounds(proposal: Proposal) -> list[dict[str, int | None]]:
         for each in added
         if each.training and each.training.round is not None and each.rolled_back_to is None
     ]
+
+
+def _check_rising(repository: Repository, state: State, proposal: Proposal) -> None:
+    """Accept channels that name no older version than before."""
+    for name in proposal.changes.channels:
+        present, version = repository.channel(state, name), proposal.channel(name).version
+        if present and version < present.version:
+            raise FedspkError(
+                f"channel {name} names version {present.version} and cannot name version {version} "
+                f"again; `fedspk server rollback --to {version}` publishes its weights anew."
+            )
 
 
 def _check_parents(repository: Repository, state: State, proposal: Proposal) -> None:

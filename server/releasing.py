@@ -9,10 +9,11 @@ from tuf.api.metadata import Metadata, Targets
 
 from fedspk.errors import FedspkError
 from fedspk.proposals import RELEASE, Content, Proposal
-from fedspk.release import version_at
+from fedspk.release import check_client, manifest_path, version_at
 from server import operations
-from server.faults import ConflictError, LacksKeyError
+from server.faults import ConflictError, ForbiddenError, LacksKeyError
 from server.repository import Repository, State
+from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.service import Service
@@ -91,6 +92,40 @@ def proposed(
     proposal = Proposal(metadata, state.release, {**contents, **files})
     operations.check_follows(state, proposal)
     return proposal
+
+
+def check_aggregator(service: Service, state: State, proposal: Proposal) -> None:
+    """Accept a proposal that a token of the role aggregator may bring: what a run hands over.
+
+    It may add speaker models that any client of this server's version can use, and let the channel
+    "training" name one; "canary" only where the server's settings say so, and for the same devices.
+
+    Raises:
+        ForbiddenError: it is for operators.
+    """
+    allowed = ["training"]
+    if Settings.read(service.repository.folder).aggregator_canary:
+        allowed.append("canary")
+    for name in proposal.changes.channels:
+        if name not in allowed:
+            reason = " unless server.toml says aggregator-canary = true" if name == "canary" else ""
+            raise ForbiddenError(f"the role aggregator may not set channel {name}{reason}.")
+    if "canary" in proposal.changes.channels:
+        present, wanted = service.repository.channel(state, "canary"), proposal.channel("canary")
+        if present is None:
+            raise ForbiddenError("the first version of channel canary is for an operator to name.")
+        if (wanted.share, wanted.salt) != (present.share, present.salt):
+            raise ForbiddenError("the role aggregator may not change which devices are canaries.")
+    for kind, version in proposal.changes.versions:
+        if kind != "model":
+            raise ForbiddenError("the role aggregator may publish speaker models only.")
+        manifest = proposal.manifest(kind, version)
+        if manifest.rolled_back_to is not None:
+            raise ForbiddenError("the role aggregator may not go back to an earlier version.")
+        try:
+            check_client(manifest, manifest_path(kind, version))
+        except FedspkError as error:
+            raise ForbiddenError(f"devices would be left behind: {error}") from error
 
 
 def is_released(state: State, metadata: Metadata[Targets]) -> bool:

@@ -2,6 +2,7 @@
 
 database = "postgresql+psycopg://fedspk:PASSWORD@db.example/fedspk"
 artefacts = "s3://bucket/versions"
+aggregator-canary = true
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ _FILE = "server.toml"
 
 
 class Settings(BaseModel):
-    """Where the main server keeps its registry and its target files.
+    """Where the main server keeps registry and target files, and what an aggregator may do.
 
     Args:
         database: SQLAlchemy URL; empty for a SQLite file in DIR.
         artefacts: fsspec URL of a folder for target files; None for DIR/public/targets.
+        aggregator_canary: whether a token of the role aggregator may move the channel canary.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     database: str = ""
     artefacts: str | None = Field(default=None, min_length=1)
+    aggregator_canary: bool = Field(default=False, alias="aggregator-canary", strict=True)
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -125,7 +125,10 @@ async def propose(
             return Released(release=metadata.signed.version, versions=[], channels=[])
 
         def make(_: Repository, state: State) -> Proposal:
-            return releasing.proposed(service, state, metadata, wanted.files)
+            proposal = releasing.proposed(service, state, metadata, wanted.files)
+            if operator.role == "aggregator":
+                releasing.check_aggregator(service, state, proposal)
+            return proposal
 
         with metrics.publishing("accept"):
             return _released(service, "accept", operator, make)

@@ -278,7 +278,7 @@ def test_what_the_server_refuses_is_told_at_once(
 
 
 def test_the_best_model_is_evaluated_and_goes_to_the_canaries(
-    both: Parties, tmp_path: Path
+    both: Parties, tmp_path: Path, store: WeightStore
 ) -> None:
     config = tiny_config(**CONFIG, rounds=1)
     speech = tmp_path / "speech"
@@ -287,11 +287,15 @@ def test_the_best_model_is_evaluated_and_goes_to_the_canaries(
     lines = [f"1 {names[0]} {names[1]}", f"0 {names[0]} {names[2]}"]
     (speech / "trials").write_text("\n".join(lines))
     settings = {"server-channel": "canary", "evaluation-trials": str(speech / "trials")}
+    (first,) = put_models(store, config, 1)
+    both.handover(tmp_path / "versions", config, store).finish(first, record_of(0), None)
+    promote(both, 1)
+    (both.repository.folder / "server.toml").write_text("aggregator-canary = true\n")
     run_app(tmp_path / "run", config, {**both.run_config(), **settings}, {}, 2)
     canary = both.channel("canary")
-    assert canary is not None and (canary.version, canary.share) == (3, 0.1)
-    assert both.channel().version == 2
-    manifest = both.manifest(3)
+    assert canary is not None and (canary.version, canary.share) == (4, 0.1)
+    assert both.channel().version == 3
+    manifest = both.manifest(4)
     assert manifest.evaluation is not None and manifest.evaluation.devices == 1
     assert not manifest.intermediate
 

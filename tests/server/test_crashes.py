@@ -26,9 +26,9 @@ Change = Callable[[Repository, list[Path]], None]
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 CHANGES: dict[str, tuple[Change, int]] = {  # and which version stable names afterwards
-    "publish": (lambda repository, models: publish(repository, models[0]), 3),
-    "promote": (lambda repository, _: promote(repository, 1), 1),
-    "rollback": (lambda repository, _: roll_back(repository, 1), 3),
+    "publish": (lambda repository, models: publish(repository, models[0]), 4),
+    "promote": (lambda repository, _: promote(repository, 3), 3),
+    "rollback": (lambda repository, _: roll_back(repository, 1), 4),
     "renew": (lambda repository, _: _renew(repository), 2),
     "rotate timestamp": (lambda repository, _: _rotate(repository, "timestamp"), 2),
     "rotate snapshot": (lambda repository, _: _rotate(repository, "snapshot"), 2),
@@ -107,6 +107,7 @@ def test_a_killed_change_leaves_the_old_version_or_the_new_one(
 ) -> None:
     change, after = CHANGES[name]
     publish(repository, models[1])
+    publish(repository, models[0], channel=None)
     root = (repository.metadata / "1.root.json").read_bytes()
     original = tmp_path / "original"
     shutil.copytree(repository.folder, original)

@@ -122,6 +122,24 @@ def test_the_way_back_leads_past_the_gate_and_the_way_ahead_does_not(
     assert "worse by more than 0.5 points" in refused(capsys, *accept)
 
 
+def test_a_canary_that_stable_has_overtaken_is_compared_with_stable(
+    capsys: pytest.CaptureFixture[str], repository: Repository, models: list[Path], tmp_path: Path
+) -> None:
+    for eer, channel in ((9.0, "canary"), (4.0, "stable")):
+        draft = write_draft(tmp_path / "draft.json", eer)
+        publish = ("publish", repository.folder, "--model", models[1], "--manifest", draft)
+        force = ("--force", "--reason", "a trial")
+        assert run(["server", *map(str, (*publish, "--channel", channel, *force))]) == 0
+    draft = write_draft(tmp_path / "draft.json", 9.0)
+    command = ("publish", repository.folder, "--model", models[0], "--manifest", draft)
+    error = refused(capsys, *command, "--channel", "canary")
+    assert "version 4 has an EER of 9 % and version 3 one of 4 %" in error
+    write_draft(tmp_path / "draft.json", 4.2)
+    assert run(["server", *map(str, command), "--channel", "canary"]) == 0
+    parent = repository.manifest(repository.read(), "model", 4).parent
+    assert parent is not None and parent.version == 3
+
+
 def test_a_manifest_that_nobody_could_read_is_not_published(
     capsys: pytest.CaptureFixture[str], repository: Repository, models: list[Path], tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from fedspk.model import HeadConfig, build_model
 from fedspk.proposals import RELEASE, Content, Proposal
 from fedspk.release import (
     Channel,
+    ChannelName,
     Manifest,
     channel_path,
     check_model_file,
@@ -71,10 +72,15 @@ def keys_but(repository: Repository, owner: str) -> Signers:
     return {keyid: each for keyid, each in keys_of(repository).items() if keyid[:8] not in away}
 
 
-def publish(repository: Repository, model: Path, eer: float = 5.0) -> None:
-    """Publish a model as the next version, for the channel stable."""
+def publish(
+    repository: Repository,
+    model: Path,
+    eer: float = 5.0,
+    channel: ChannelName | None = "stable",
+) -> None:
+    """Publish a model as the next version, for a channel."""
     with repository.changing() as state:
-        made = operations.publication(repository, state, model, evaluated(eer), "stable")
+        made = operations.publication(repository, state, model, evaluated(eer), channel)
         operations.publish(repository, state, made, keys_of(repository), "publish")
 
 
