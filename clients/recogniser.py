@@ -261,14 +261,31 @@ class Recogniser:
             engine = CompiledEngine(load_model(self._vault.home, old.previous))
             return self._change(Versions(old.previous, old.current), engine, {})
 
-    def label(self, number: int, thresholds: Sequence[Threshold]) -> None:
-        """Say which published version the model in use is, and how that is calibrated."""
+    def use_kept(
+        self, model_hash: str, number: int, thresholds: Sequence[Threshold]
+    ) -> int | None:
+        """Use a model that the device still has, as a published version, in one step.
+
+        Args:
+            model_hash: content hash of the model.
+            number: under which the main server published it.
+            thresholds: its calibrated decision thresholds.
+
+        Returns:
+            How many users had to be re-enrolled; None if the device has no such model.
+        """
         with self._vault.writing():
-            serving = self._follow(wait=True)
-            current = replace(serving.versions.current, number=number, thresholds=tuple(thresholds))
-            versions = replace(serving.versions, current=current)
-            write_versions(self._vault, versions)
-            self._serving = _Serving(versions, serving.engine)
+            old = read_versions(self._vault)
+            kept = next((each for each in old.kept if each.model_hash == model_hash), None)
+            if kept is None:
+                return None
+            version = replace(kept, number=number, thresholds=tuple(thresholds))
+            if kept == old.current:
+                engine, previous = self._follow(wait=True).engine, old.previous
+            else:
+                engine = CompiledEngine(load_model(self._vault.home, kept))
+                previous = old.current
+            return self._change(Versions(version, previous), engine, {})
 
     def _change(
         self,

@@ -185,19 +185,15 @@ class Updater:
         """
         vault = self._vault
         manifest = remote.manifest("model", number)
-        versions = read_versions(vault)
+        thresholds = thresholds_of(manifest)
         recogniser = self._recogniser or Recogniser(vault)
-        count = 0
-        if versions.previous and versions.previous.model_hash == manifest.content_hash:
-            count = recogniser.use_previous()
-        elif versions.current.model_hash != manifest.content_hash:
-            if not may_download:
-                raise _DownloadDueError
-            compiled = _fetch(vault, remote, number, self._on_bytes)
-            prepared = recogniser.prepare(compiled, thresholds_of(manifest), number)
-            return recogniser.swap(prepared)
-        recogniser.label(number, thresholds_of(manifest))
-        return count
+        count = recogniser.use_kept(manifest.content_hash, number, thresholds)
+        if count is not None:
+            return count
+        if not may_download:
+            raise _DownloadDueError
+        compiled = _fetch(vault, remote, number, self._on_bytes)
+        return recogniser.swap(recogniser.prepare(compiled, thresholds, number))
 
     def _is_left_alone(self, trouble: Trouble, number: int) -> bool:
         return (

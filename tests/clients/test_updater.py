@@ -37,7 +37,7 @@ from clients.followed import MainServer, read_check
 from clients.recogniser import Recogniser
 from clients.updater import Outcome, Updater, UpdateRunningError
 from clients.vault import Vault, VaultError
-from clients.versions import Threshold, read_versions
+from clients.versions import Threshold, read_versions, thresholds_of
 from fedspk import remote as remote_module
 from fedspk.api import Failure
 from fedspk.errors import FedspkError
@@ -184,6 +184,28 @@ def test_a_rollback_to_weights_at_hand_is_instant(
     assert outcome.changed
     assert outcome.version.number == 3
     assert downloads(server) == 0
+    assert_serves(device, 3)
+
+
+def test_a_number_belongs_to_its_model_even_if_somebody_changes_models_meanwhile(
+    device: Recogniser, repository: Repository, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_calibrated(repository, models[1], 0.75)
+    check(device)
+    first = read_versions(device._vault).previous
+    assert first is not None
+    roll_back(repository, 1)
+
+    def go_back_first(manifest: Manifest) -> tuple[Threshold, ...]:
+        Recogniser(Vault.open(device._vault.home, ask)).use_previous()
+        return thresholds_of(manifest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(updater_module, "thresholds_of", go_back_first)
+        check(device)
+    current = read_versions(device._vault).current
+    assert (current.number, current.model_hash) == (3, first.model_hash)
+    assert current.thresholds == (Threshold(0.8, 0.01),)
     assert_serves(device, 3)
 
 
