@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from fedspk.errors import FedspkError
-from server.faults import UnavailableError
+from server.faults import ConflictError, UnavailableError
 
 _BUSY = timedelta(seconds=30)
 """How long a writer waits for another process."""
@@ -33,6 +33,7 @@ class Database:
 
     Raises (all methods):
         UnavailableError: the database cannot be reached, read or written.
+        ConflictError: somebody else added the same at the same time.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -95,6 +96,11 @@ def _engine(url: URL) -> Engine:
 def _sqlite(url: URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise FedspkError("server.toml: database must name a file: sqlite:////srv/registry.sqlite.")
+    if not Path(url.database).is_absolute() or url.query:  # else each folder had a registry
+        raise FedspkError(
+            "server.toml: database must be a whole path without options: "
+            "sqlite:////srv/registry.sqlite."
+        )
     try:
         # The files beside it, with what is not yet in it, get its mode.
         os.close(os.open(Path(url.database), os.O_RDWR | os.O_CREAT, 0o600))
@@ -142,10 +148,16 @@ def _migrate(connection: Connection) -> None:
 def _explained(url: URL) -> Iterator[None]:
     try:
         yield
+    except IntegrityError as error:
+        raise ConflictError("somebody else has just added the same; look again.") from error
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise UnavailableError(f"{_named(url)}: the registry cannot be used ({reason}).") from error
 
 
 def _named(url: URL) -> str:
-    return url.database or "" if url.get_backend_name() == "sqlite" else url.render_as_string()
+    """Return what may be told of a URL: a password may stand before the host, or in an option."""
+    if url.get_backend_name() == "sqlite":
+        return url.database or ""
+    port = f":{url.port}" if url.port else ""
+    return f"{url.drivername}://{url.host or ''}{port}/{url.database or ''}"

@@ -72,6 +72,7 @@ class Registry:
 
     Raises (all methods):
         UnavailableError: the database cannot be reached, read or written.
+        ConflictError: somebody else added the same at the same time.
     """
 
     def __init__(
@@ -234,7 +235,8 @@ class Registry:
             "token_expires_at": now + lifetime,
         }
         with self._database.writing() as connection:
-            row = _row(connection, devices.c.name == name, devices.c.revoked_at.is_(None))
+            present = devices.c.name == name, devices.c.revoked_at.is_(None)
+            row = _row(connection, *present, lock=True)
             if row is None:
                 connection.execute(insert(devices).values(name=name, **fields))
             elif row["device"] is None:
@@ -309,8 +311,8 @@ class Registry:
         """
         with self._database.writing() as connection:
             # An id names one device; of a name's devices the latest counts.
-            row = _row(connection, devices.c.device == device) or _row(
-                connection, devices.c.name == device
+            row = _row(connection, devices.c.device == device, lock=True) or _row(
+                connection, devices.c.name == device, lock=True
             )
             if row is None:
                 raise NotFoundError(f"there is no device {device[:80]!r}.")

@@ -1,6 +1,7 @@
 """The main server: static files for devices, the API, the page, health and metrics, as one app.
 
-All answers of the API but files are JSON; a refusal is `{"error": one sentence}`.
+All answers of the API but files are JSON; a refusal is `{"error": one sentence}`. Why the server
+cannot answer is for its log: paths, hosts and names are no stranger's business.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ _STATUS: dict[type[FedspkError], int] = {
     ConflictError: 409,
     UnavailableError: 503,
 }
+
+
+UNAVAILABLE = "the server cannot use its files or its database now; its log says why."
+"""What everybody is told instead of the reason."""
+_DISK_FULL = "the server's disk is full; free some space there and try again."
 
 
 @dataclass(frozen=True)
@@ -170,9 +176,10 @@ def _refuse(request: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 0)
     if status == 0:
         status = _status_of(error.__cause__)
+    body: dict[str, Any] = {"error": str(error)}
     if status >= 500:
         log.error(told("failed", route=template(request.scope), reason=error))
-    body: dict[str, Any] = {"error": str(error)}
+        body = {"error": _DISK_FULL if status == 507 else UNAVAILABLE}
     if isinstance(error, WrongClockError):
         body["server_time"] = error.server_ms
     headers = {"WWW-Authenticate": "Bearer, Fedspk-Device"} if status == 401 else None

@@ -11,7 +11,7 @@ import stat
 import tomllib
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -66,6 +66,8 @@ class Settings(BaseModel):
 
 def _has_password(url: str) -> bool:
     try:
-        return urlsplit(url).password is not None
+        parts = urlsplit(url)
+        options = parse_qsl(parts.query)
     except ValueError:
         return False
+    return parts.password is not None or any("password" in name.lower() for name, _ in options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,13 @@ from server.page.fleet import STANDINGS, Device, bars
 from server.page.journal import Entry
 from server.page.rendering import HEADERS, show, stylesheet
 from server.page.rounds import rounds
+from server.service import UNAVAILABLE
+from server.traffic import told
 
 if TYPE_CHECKING:
     from server.service import Service, View
+
+log = logging.getLogger("fedspk.server")
 
 _ROWS = 50
 _NEWEST = 6
@@ -38,24 +43,23 @@ def page_routes(service: Service) -> APIRouter:
 
     def add(path: str, template: str, view: Callable[[Request], Values]) -> None:
         def page(request: Request) -> Response:
-            operator = access.visitor(service.registry, request)
-            if operator is None:
-                response = access.ask_to_log_in(request)
-                response.headers.update(HEADERS)
-                return response
-            common: Values = {
-                "operator": operator,
-                "path": request.url.path,
-                "now": service.clock(),
-            }
+            common: Values = {"path": request.url.path, "now": service.clock()}
             try:
+                operator = access.visitor(service.registry, request)
+                if operator is None:
+                    response = access.ask_to_log_in(request)
+                    response.headers.update(HEADERS)
+                    return response
+                common["operator"] = operator
                 return show(template, **common, **view(request))
             except NotFoundError as error:
                 return show("error", 404, **common, title="Not found", message=str(error))
             except FedspkError as error:
-                return show("error", 503, **common, title="Not available", message=str(error))
+                log.error(told("failed", route=path, reason=error))
+                message = f"{UNAVAILABLE[0].upper()}{UNAVAILABLE[1:]}"
+                return show("error", 503, **common, title="Not available", message=message)
 
-        router.add_api_route(path, page, methods=["GET"])
+        router.add_api_route(path, page, methods=["GET", "HEAD"])
 
     add("/", "overview", views.overview)
     add("/versions", "versions", views.versions)
@@ -198,11 +202,7 @@ class _Views:
 
     def device(self, request: Request) -> Values:
         catalogue = self._catalogue()
-        records = self._service.registry.devices()
-        wanted = request.path_params["device"]
-        record = next((each for each in records if each.device == wanted), None)
-        if record is None:
-            raise NotFoundError("There is no such device.")
+        record = self._service.registry.device(request.path_params["device"])
         return {
             "device": Device.of(record, catalogue, self._service.clock()),
             "catalogue": catalogue,

@@ -27,6 +27,7 @@ class Health(BaseModel):
     timestamp_seconds: int | None
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", responses={503: {"model": Health}})
 def healthz(service: Serving, response: Response) -> Health:
     """Say whether all works; nothing here is secret, so that no token is needed."""

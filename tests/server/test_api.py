@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -410,4 +411,22 @@ def test_health_tells_what_is_wrong(api: Api, repository: Repository) -> None:
     assert sick.status_code == 503
     assert sick.json()["repository"] is False
     assert str(repository.folder) not in sick.text
-    refused(api("viewer", "GET", "/versions"), 503, "damaged")
+    assert api.client.head("/healthz").status_code == 503
+
+
+def test_why_the_server_cannot_answer_is_for_its_log(
+    api: Api, service: Service, repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = str(repository.folder)
+    (repository.metadata / "timestamp.json").unlink()
+    (repository.metadata / "timestamp.json").mkdir()
+    refused(api("viewer", "GET", "/versions"), 503, "its log says why")
+    assert folder in caplog.text
+    with sqlite3.connect(repository.folder / "registry.sqlite") as registry:
+        registry.execute("DROP TABLE operators")
+    caplog.clear()
+    for path in (f"{API}/versions", "/metadata/timestamp.json"):
+        answer = api.client.get(path, headers=bearer("nobody"))
+        refused(answer, 503, "its log says why")
+        assert "operators" not in answer.text
+    assert "no such table" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -427,8 +428,30 @@ def test_a_damaged_repository_is_told_on_a_page(empty: PageServer) -> None:
     (empty.service.repository.metadata / "timestamp.json").write_text("{}")
     answer = client.get("/")
     assert answer.status_code == 503
-    assert "missing or damaged" in html.unescape(answer.text)
+    assert "its log says why" in html.unescape(answer.text)
     assert "Traceback" not in answer.text
+
+
+def test_a_registry_that_fails_is_told_on_a_page(
+    empty: PageServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = empty.visitor()
+    with sqlite3.connect(next(tmp_path.rglob("registry.sqlite"))) as registry:
+        registry.execute("DROP TABLE sessions")
+    answer = client.get("/")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "its log says why" in html.unescape(answer.text)
+    assert "no such table" in caplog.text
+    assert "no such table" not in answer.text
+
+
+def test_another_sites_form_logs_nobody_in(empty: PageServer) -> None:
+    form, host = {"token": empty.tokens["viewer"]}, empty.address.partition("://")[2]
+    for origin, status in (("http://evil.example", 403), ("null", 403), (f"http://{host}", 303)):
+        answer = httpx.post(f"{empty.address}/login", data=form, headers={"Origin": origin})
+        assert answer.status_code == status, origin
+        assert ("set-cookie" in answer.headers) == (status == 303)
 
 
 def test_a_new_version_shows_at_once(empty: PageServer) -> None:

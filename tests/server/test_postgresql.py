@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import psycopg
 import pytest
@@ -12,6 +15,7 @@ from postgres import PASSWORD, PROGRAMS, postgres
 from fedspk.api import API
 from fedspk.cli import run
 from fedspk.errors import FedspkError
+from server.faults import ConflictError
 from server.registry import Registry
 from server.repository import Repository
 
@@ -41,7 +45,9 @@ def test_devices_and_operators_live_in_postgresql(repository: Repository, url: s
     service.registry.close()
 
 
-def test_a_database_that_goes_away_is_a_refusal_until_it_is_back(repository: Repository) -> None:
+def test_a_database_that_goes_away_is_a_refusal_until_it_is_back(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
     if None in PROGRAMS:
         pytest.skip("no PostgreSQL on this machine")
     with postgres() as server:
@@ -57,8 +63,9 @@ def test_a_database_that_goes_away_is_a_refusal_until_it_is_back(repository: Rep
                 )
                 away = client.get(f"{API}/fleet", headers=operator)
                 assert away.status_code == 503
-                assert "registry cannot be used" in away.json()["error"]
-                assert PASSWORD not in away.text
+                assert "its log says why" in away.json()["error"]
+                assert "registry cannot be used" in caplog.text
+                assert PASSWORD not in caplog.text
                 assert client.get("/healthz").json()["database"] is False
                 assert client.get("/metadata/timestamp.json").status_code == 200
                 connection.execute("ALTER DATABASE postgres ALLOW_CONNECTIONS true")
@@ -66,8 +73,46 @@ def test_a_database_that_goes_away_is_a_refusal_until_it_is_back(repository: Rep
         service.registry.close()
 
 
-def test_a_password_that_others_may_read_is_refused(repository: Repository) -> None:
-    write_settings(repository.folder, 0o644, database=f"postgresql://fedspk:{PASSWORD}@h/d")
+def test_what_two_ask_for_at_once_one_gets_and_the_other_is_told(url: str) -> None:
+    registry = Registry.open(url)
+
+    def at_once(*asked: Callable[[], object]) -> list[type[Exception] | None]:
+        start = threading.Barrier(len(asked))
+
+        def ask(each: Callable[[], object]) -> type[Exception] | None:
+            start.wait()
+            try:
+                each()
+            except FedspkError as error:
+                return type(error)
+            return None
+
+        with ThreadPoolExecutor(len(asked)) as pool:
+            return list(pool.map(ask, asked))
+
+    for number in range(20):
+        name, device = f"r{number}", SigningDevice(1000 + number)
+        added = at_once(*[partial(registry.add_operator, name, "viewer")] * 4)
+        assert sorted(each is None for each in added) == [False, False, False, True]
+        assert {*added} == {None, ConflictError}
+        token = registry.invite(name).token
+        again, registered = at_once(
+            partial(registry.invite, name),
+            partial(registry.register, device.registration(token), 1),
+        )
+        assert (again is None) != (registered is None)
+        if again is None:
+            registry.register(device.registration(registry.invite(name).token), 1)
+        revoked = at_once(*[partial(registry.revoke, name)] * 4)
+        assert sorted(each is None for each in revoked) == [False, False, False, True]
+    registry.close()
+
+
+@pytest.mark.parametrize(
+    "database", [f"postgresql://fedspk:{PASSWORD}@h/d", f"postgresql://h/d?password={PASSWORD}"]
+)
+def test_a_password_that_others_may_read_is_refused(repository: Repository, database: str) -> None:
+    write_settings(repository.folder, 0o644, database=database)
     with pytest.raises(FedspkError, match="chmod 600") as caught:
         Registry.of(repository.folder)
     assert PASSWORD not in str(caught.value)

@@ -124,6 +124,8 @@ def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
         ("sqlite://", "must name a file"),
         ("no url", "is not the URL of a database"),
         ("sqlite:////nowhere/at/all.sqlite", "cannot be written"),
+        ("sqlite:///registry.sqlite", "must be a whole path"),
+        ("sqlite:////srv/registry.sqlite?timeout=abc", "without options"),
     ],
 )
 def test_a_wrong_url_is_refused(url: str, complaint: str) -> None:
@@ -132,10 +134,14 @@ def test_a_wrong_url_is_refused(url: str, complaint: str) -> None:
 
 
 def test_a_database_that_is_away_is_named_without_its_password() -> None:
-    with pytest.raises(UnavailableError) as caught:
-        Registry.open("postgresql://fedspk:hidden@127.0.0.1:1/fedspk")
-    assert "127.0.0.1" in str(caught.value)
-    assert "hidden" not in str(caught.value)
+    for url in (
+        "postgresql://fedspk:hidden@127.0.0.1:1/fedspk",
+        "postgresql://127.0.0.1:1/fedspk?user=fedspk&password=hidden",
+    ):
+        with pytest.raises(UnavailableError) as caught:
+            Registry.open(url)
+        assert "127.0.0.1" in str(caught.value)
+        assert "hidden" not in str(caught.value)
 
 
 # Operators

@@ -265,7 +265,7 @@ def test_no_path_at_all_makes_it_fail(client: httpx.Client, path: str) -> None:
 
 
 def test_a_store_out_of_reach_is_told(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionRefusedError(111, "Connection refused")
@@ -275,8 +275,9 @@ def test_a_store_out_of_reach_is_told(
         monkeypatch.setattr(MemoryFileSystem, "info", unreachable)
         answer = httpx.get(f"{address}/targets/models/1/{'a' * 64}.model.safetensors")
     assert answer.status_code == 503
-    assert "memory://away" in answer.json()["error"]
-    assert "Connection refused" in answer.json()["error"]
+    assert "its log says why" in answer.json()["error"]
+    assert "memory://away" in caplog.text
+    assert "Connection refused" in caplog.text
 
 
 def test_a_device_follows_through_these_routes(
