@@ -55,11 +55,11 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=10, help="seconds between checks")
     parser.add_argument("--seconds", type=float, default=30, help="how long each load lasts")
     arguments = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as scratch:
         repository = published(Path(scratch))
         with serving(repository.folder) as (port, process):
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # the server sees to its own limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
             asyncio.run(measured(Load(repository, port, process), arguments))
 
 

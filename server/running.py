@@ -21,10 +21,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedspk.errors import FedspkError
 from fedspk.signing import is_encrypted
 from server import upkeep
+from server.connections import Connection, most_connections
 from server.faults import ConflictError
 from server.service import Service, build_app
 from server.traffic import told
@@ -123,7 +125,10 @@ def serve(service: Service, listening: Listening, started: Callable[[str], None]
         bound.listen(2048)
         server = _Server(
             uvicorn.Config(
-                build_app(service),
+                _over_tls(build_app(service)) if listening.behind_proxy else build_app(service),
+                http=Connection,
+                ws="none",
+                limit_concurrency=most_connections(),
                 ssl_certfile=listening.tls_cert,
                 ssl_keyfile=listening.tls_key,
                 proxy_headers=listening.behind_proxy,
@@ -144,6 +149,17 @@ def serve(service: Service, listening: Listening, started: Callable[[str], None]
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _over_tls(app: ASGIApp) -> ASGIApp:
+    """Return an app to which all requests came by https, whatever the proxy says or does not."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["scheme"] = "https"
+        await app(scope, receive, send)
+
+    return answer
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

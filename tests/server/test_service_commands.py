@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
+import socket
 import ssl
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -46,11 +49,13 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 @contextmanager
-def server_process(folder: Path, *options: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def server_process(
+    folder: Path, *options: object, **how: Any
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Start a server on a free port and yield its address and the process."""
     command = [sys.executable, "-m", "fedspk", "server", "run", folder, "--port", 0, *options]
     process = subprocess.Popen(
-        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
     )
     try:
         assert process.stdout is not None
@@ -171,6 +176,32 @@ def test_a_server_renews_serves_and_stops_at_sigterm(repository: Repository) -> 
     assert log.splitlines()[-1].endswith("stopped")
     assert "secret" not in log
     assert token not in log
+
+
+def test_a_low_limit_of_open_files_keeps_no_device_out(repository: Repository) -> None:
+    def lower() -> None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+
+    with server_process(repository.folder, preexec_fn=lower) as (address, _), ExitStack() as stack:
+        place = "127.0.0.1", int(address.rpartition(":")[2])
+        opened = [
+            stack.enter_context(socket.create_connection(place, timeout=10)) for _ in range(200)
+        ]
+        for each in opened:
+            each.sendall(b"GET /metadata/timestamp.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers = {each.recv(12) for each in opened}
+    assert answers == {b"HTTP/1.1 200"}
+
+
+def test_behind_a_proxy_the_cookie_never_travels_in_clear(repository: Repository) -> None:
+    registry = Registry.of(repository.folder)
+    token = registry.add_operator("ann", "viewer")
+    registry.close()
+    with server_process(repository.folder, "--behind-proxy") as (address, _):
+        answer = httpx.post(f"{address}/login", data={"token": token})
+    assert answer.status_code == 303
+    assert "; Secure" in answer.headers["set-cookie"]
 
 
 def test_a_server_speaks_tls(repository: Repository, tmp_path: Path) -> None:
