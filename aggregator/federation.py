@@ -61,6 +61,8 @@ class FederationResult:
     @property
     def verdict(self) -> Verdict:
         """Whether the devices' validation supports that the model is published."""
+        if self.best_round == 0:
+            return Verdict(False, "no round did better than the model that the run started from")
         start, kept = (self.history[number].validation_loss for number in (0, self.best_round))
         return judge(kept, start=start)
 

@@ -79,7 +79,6 @@ class Handover:
         self._store = store
         self._channel: ChannelName = found
         self._evaluate = evaluate
-        self._offered: str | None = None
         self._intermediate: dict[int, bool] = {}
 
     def start(self, channel: ChannelName) -> str:
@@ -102,6 +101,8 @@ class Handover:
     def offer(self, model: str, record: RoundRecord | RoundProgress, budget: Budget) -> None:
         """Let the channel "training" name a model, before devices are asked to use it.
 
+        Nothing is published if it does; another model that somebody let it name gives way.
+
         Args:
             model: its vector's hash.
             record: of the round that made it.
@@ -110,14 +111,10 @@ class Handover:
         Raises:
             FedspkError: the server refuses it or stays away.
         """
-        if model == self._offered:
-            return
-        self._offered = None  # what the channel names is uncertain until the server has answered
         facts = training_facts(self._config, record, budget) | {"intermediate": True}
         with TemporaryDirectory() as folder:
             path = self._saved(model, folder)
             self._server.publish(lambda found: self._proposal(found, path, "training", facts))
-        self._offered = model
 
     def finish(self, model: str, record: RoundRecord, budget: Budget) -> None:
         """Publish the run's best model as a whole version; the arguments are those of `offer`.
@@ -131,7 +128,6 @@ class Handover:
             if self._evaluate is not None:
                 facts |= self._evaluate(path)
             self._server.publish(lambda found: self._proposal(found, path, self._channel, facts))
-        self._offered = None
 
     def _saved(self, model: str, folder: str) -> Path:
         path = Path(folder) / "model.safetensors"

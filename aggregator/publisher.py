@@ -1,7 +1,8 @@
 """Publishing on the main server: a release that this party signs, and the server signs too.
 
 Publishing may be repeated: each attempt looks at the verified present release first, so that a
-reply that was lost, or another's change in between, does no harm.
+reply that was lost, or another's change in between, does no harm. What the server answers is not
+believed: a release is published when the verified metadata show it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aggregator.signed_memory import SignedMemory
 from fedspk.api import API, ProposedRelease
 from fedspk.connection import Connection, VersionsUnreachable
 from fedspk.errors import FedspkError
@@ -40,6 +42,7 @@ class MainServer:
         connection: to it.
         token: of an operator with the role "aggregator".
         signer: this party's key.
+        memory: of the releases that it signed.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class MainServer:
         connection: Connection,
         token: str,
         signer: CryptoSigner,
+        memory: SignedMemory,
     ) -> None:
         self._versions = versions
         self._connection = connection
         self._token = token
         self._signer = signer
+        self._memory = memory
 
     @classmethod
     def open(
@@ -94,6 +99,7 @@ class MainServer:
             Connection(address, ca),
             read_secret(token).decode(errors="replace").strip(),
             load_key(key, secret),
+            SignedMemory(key),
         )
 
     @property
@@ -105,18 +111,25 @@ class MainServer:
         """Publish what `make` proposes after the present release; None: it is there already.
 
         Args:
-            make: called before every attempt.
+            make: called before every attempt, and once more when the server says that it is done.
 
         Raises:
-            FedspkError: the server refuses it, or stays away, or others keep changing the release.
+            FedspkError: the server refuses it, or stays away, or shows an older release than it
+                did, or others keep changing the release.
         """
         for attempt in range(ATTEMPTS):
             try:
-                self._versions.refresh()
-                proposal = make(self._versions)
-                if proposal is not None:
-                    self._send(proposal)
-                return
+                proposal = self._look(make)
+                if proposal is None:
+                    return
+                self._send(proposal)
+                if self._look(make) is None:
+                    _log.info("Release %d is published.", proposal.release.signed.version)
+                    return
+                raise _ChangedError(
+                    f"{self._connection.address}: took the release, but its metadata do not show "
+                    "it, or show a later one."
+                )
             except (VersionsUnreachable, _ChangedError) as error:
                 if attempt == ATTEMPTS - 1:
                     raise FedspkError(
@@ -126,9 +139,19 @@ class MainServer:
                 _log.info("%s Next attempt in %g s.", error, wait)
                 time.sleep(wait)
 
+    def _look(self, make: Callable[[RemoteVersions], Proposal | None]) -> Proposal | None:
+        """Return what remains to be published after the present release."""
+        self._versions.refresh()
+        present = self._versions.release()
+        self._memory.check(present)
+        if present is not None:
+            self._memory.keep(present)
+        return make(self._versions)
+
     def _send(self, proposal: Proposal) -> None:
         proposal.check()
-        proposal.check_base([self._signer.public_key], is_first=proposal.base is None)
+        is_first = proposal.base is None and self._memory.is_first()
+        proposal.check_base([self._signer.public_key], is_first=is_first)
         proposal.sign([self._signer])
         small: dict[str, Content] = {}
         for path, content in proposal.files.items():

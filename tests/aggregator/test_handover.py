@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from aggregator.record import RoundProgress, RoundRecord
 from clients.model_source import ModelNotReleasedError, ModelSource
 from fedspk.connection import Connection, VersionsUnreachable
 from fedspk.errors import FedspkError
+from fedspk.proposals import Proposal
 from fedspk.remote import RemoteVersions
 from fedspk.rounds import RunConfig
 from fedspk.run_model import (
@@ -27,7 +31,7 @@ from fedspk.run_model import (
     shared_names,
     starting_vector,
 )
-from fedspk.signing import load_key, save_key
+from fedspk.signing import load_key, new_key, save_key
 from fedspk.weights import WeightStore
 from server import operations
 from server.keyring import at_hand
@@ -72,7 +76,8 @@ def last_model(folder: Path, config: RunConfig) -> str:
 def test_devices_train_from_what_both_parties_signed(
     both: Parties, tmp_path: Path, secure: bool
 ) -> None:
-    config = tiny_config(**CONFIG, secure=secure)
+    learning = {"learning_rate": 3e-3, "final_learning_rate": 3e-3, "local_steps": 6}
+    config = tiny_config(**CONFIG, **learning, secure=secure)
     node = {"server": both.address, "server-root": str(both.root)}
     run_app(tmp_path / "run", config, both.run_config(), node, 3)
     rounds, best = [both.manifest(n) for n in (1, 2, 3)], both.manifest(4)
@@ -230,6 +235,113 @@ def promote(both: Parties, version: int) -> None:
         operations.publish(both.repository, state, made, keys, "promote")
 
 
+def test_a_model_that_somebody_else_replaced_is_offered_again(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    first, second = put_models(store, config, 2)
+    handover = both.handover(tmp_path / "versions", config, store)
+    handover.offer(first, RoundProgress(0), None)
+    both.handover(tmp_path / "other", config, store).offer(second, RoundProgress(0), None)
+    handover.offer(first, RoundProgress(0), None)
+    source = ModelSource(both.address, tmp_path / "device", both.root)
+    assert np.array_equal(source.get(first, config), store.get(first))
+    handover.offer(first, RoundProgress(0), None)
+    assert both.numbers() == [1, 2, 3]
+
+
+def test_an_answer_is_not_believed_before_the_metadata_show_it(
+    both: Parties,
+    tmp_path: Path,
+    config: RunConfig,
+    store: WeightStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (model,) = put_models(store, config, 1)
+    handover = both.handover(tmp_path / "versions", config, store)
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "send", lambda *_: (200, b"<html>log in</html>"))
+        with pytest.raises(FedspkError, match="took the release, but its metadata do not show it"):
+            handover.offer(model, RoundProgress(0), None)
+    handover.offer(model, RoundProgress(0), None)
+    assert both.numbers() == [1]
+
+
+def test_a_server_that_shows_an_older_state_gets_no_signature(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    """Not even from a run that has no metadata yet."""
+    models = put_models(store, config, 3)
+    public, before = both.repository.folder / "public", tmp_path / "before"
+    shutil.copytree(public, before / "0")
+    handover = both.handover(tmp_path / "versions", config, store)
+    for number, model in enumerate(models[:2], 1):
+        handover.offer(model, RoundProgress(number), None)
+        shutil.copytree(public, before / str(number))
+    for state in (0, 1):
+        shutil.rmtree(public)
+        shutil.copytree(before / str(state), public)
+        fresh = both.handover(tmp_path / f"fresh-{state}", config, store)
+        with pytest.raises(FedspkError, match=f"shows release {state}, but .* release 2"):
+            fresh.offer(models[2], RoundProgress(0), None)
+        present = both.repository.read().release
+        assert (present.signed.version if present else 0) == state
+
+
+def test_another_history_of_the_same_length_gets_no_signature(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    first, second, third = put_models(store, config, 3)
+    public, before = both.repository.folder / "public", tmp_path / "before"
+    shutil.copytree(public, before)
+    both.handover(tmp_path / "versions", config, store).offer(first, RoundProgress(0), None)
+    shutil.rmtree(public)
+    shutil.copytree(before, public)
+    elsewhere = shutil.copy(both.key, tmp_path / "elsewhere.pem")  # a key without its memory
+    replace(both, key=Path(elsewhere)).handover(tmp_path / "b", config, store).offer(
+        second, RoundProgress(0), None
+    )
+    with pytest.raises(FedspkError, match=r"shows release 1, but .* another release 1"):
+        both.handover(tmp_path / "c", config, store).offer(third, RoundProgress(0), None)
+
+
+def test_a_release_that_another_key_signed_is_not_followed(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    first, second = put_models(store, config, 2)
+    both.handover(tmp_path / "versions", config, store).offer(first, RoundProgress(0), None)
+    save_key(tmp_path / "stranger.pem", new_key("stranger"), None)
+    stranger = replace(both, key=tmp_path / "stranger.pem")
+    with pytest.raises(FedspkError, match="is not signed by this key"):
+        stranger.handover(tmp_path / "b", config, store).offer(second, RoundProgress(1), None)
+
+
+def test_what_breaks_a_rule_is_not_signed(
+    both: Parties, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lasting(found: RemoteVersions) -> Proposal:
+        return Proposal.following(found.release(), {}, datetime.now(UTC) + timedelta(days=365))
+
+    sent: list[object] = []
+    monkeypatch.setattr(Connection, "send", lambda *about: sent.append(about) or (200, b""))
+    with pytest.raises(FedspkError, match="no release may live longer"):
+        both.main_server(tmp_path / "versions").publish(lasting)
+    assert not sent
+
+
+def test_a_run_that_learnt_nothing_publishes_no_whole_version(
+    both: Parties, tmp_path: Path, config: RunConfig
+) -> None:
+    spoilt = config.changed(learning_rate=50.0, final_learning_rate=50.0)
+    run_app(tmp_path / "run", spoilt, both.run_config(), {}, 2)
+    state = load_checkpoint(
+        tmp_path / "run" / "checkpoints",
+        spoilt,
+        WeightStore(tmp_path / "run" / "store").put(initial_vector(spoilt)),
+    )
+    assert state is not None and state.best.round == 0
+    assert all(both.manifest(number).intermediate for number in both.numbers())
+
+
 def test_old_rounds_are_withdrawn_but_for_those_that_a_channel_names(
     both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
 ) -> None:
@@ -272,7 +384,7 @@ def test_what_the_server_refuses_is_told_at_once(
     (model,) = put_models(store, config, 1)
     both.token.write_text("fedspk_another\n")
     handover = both.handover(tmp_path / "versions", config, store)
-    with pytest.raises(FedspkError, match=r"no operator has this token \(status 401\)"):
+    with pytest.raises(FedspkError, match=r"operator.*token.*\(status 401\)"):
         handover.offer(model, RoundProgress(0), None)
     assert both.numbers() == []
 
@@ -293,9 +405,9 @@ def test_the_best_model_is_evaluated_and_goes_to_the_canaries(
     (both.repository.folder / "server.toml").write_text("aggregator-canary = true\n")
     run_app(tmp_path / "run", config, {**both.run_config(), **settings}, {}, 2)
     canary = both.channel("canary")
-    assert canary is not None and (canary.version, canary.share) == (4, 0.1)
-    assert both.channel().version == 3
-    manifest = both.manifest(4)
+    assert canary is not None and (canary.version, canary.share) == (3, 0.1)
+    assert both.channel().version == 2
+    manifest = both.manifest(3)
     assert manifest.evaluation is not None and manifest.evaluation.devices == 1
     assert not manifest.intermediate
 
