@@ -5,10 +5,12 @@ Nothing here trusts what the server says: `fedspk.remote` checks it.
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -18,6 +20,8 @@ from urllib.parse import urlsplit
 import urllib3
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     HTTPError,
     MaxRetryError,
@@ -26,7 +30,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 from urllib3.exceptions import TimeoutError as TooLate
-from urllib3.response import BaseHTTPResponse
+from urllib3.response import BaseHTTPResponse, HTTPResponse
 
 from fedspk.errors import FedspkError
 
@@ -34,6 +38,7 @@ _CHUNK = 256 * 1024
 _LONGEST_ANSWER = 64 * 1024
 _TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)
 _RETRIES = urllib3.Retry(total=2, redirect=0, status=0, backoff_factor=0.3, raise_on_redirect=False)
+_ANSWER_S = 30.0  # for all headers of an answer together
 # A server that sends less than so much in so long is given up: it could hold a device for ever.
 _WINDOW_S = 60.0
 _WINDOW_BYTES = 60 * 1024
@@ -41,6 +46,59 @@ _WINDOW_BYTES = 60 * 1024
 
 class VersionsUnreachable(FedspkError):  # noqa: N818, it passes
     """The main server cannot be reached or does not do its part: try again later."""
+
+
+class _Deadline:
+    """Closes a connection's socket when its block takes too long, however little comes at a time.
+
+    Raises:
+        TimeoutError: it did.
+    """
+
+    def __init__(self, connection: HTTPConnection) -> None:
+        self._connection = connection
+        self._is_over = False
+        self._timer = threading.Timer(_ANSWER_S, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._is_over:
+            raise TimeoutError("the answer takes too long")
+
+    def _end(self) -> None:
+        self._is_over = True
+        if self._connection.sock is not None:
+            with suppress(OSError):
+                # not TLS's own, which would change the object that another thread reads from
+                socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
+
+
+class _Connection(HTTPConnection):
+    def getresponse(self) -> HTTPResponse:
+        with _Deadline(self):
+            return super().getresponse()
+
+
+class _TLSConnection(HTTPSConnection):
+    def connect(self) -> None:
+        with _Deadline(self):
+            super().connect()
+
+    def getresponse(self) -> HTTPResponse:
+        with _Deadline(self):
+            return super().getresponse()
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
 
 
 class Connection(FetcherInterface):
@@ -67,6 +125,7 @@ class Connection(FetcherInterface):
         self.clock_error: timedelta | None = None
         context = _context(ca) if parts.scheme == "https" else None
         self._pool = urllib3.PoolManager(ssl_context=context)
+        self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:
@@ -109,7 +168,12 @@ class Connection(FetcherInterface):
                 retries=False,
             )
             try:
-                return response.status, response.read(_LONGEST_ANSWER)
+                answer = bytearray()
+                for chunk in self.chunks(response):
+                    answer += chunk
+                    if len(answer) >= _LONGEST_ANSWER:
+                        break
+                return response.status, bytes(answer[:_LONGEST_ANSWER])
             finally:
                 response.close()
         except HTTPError as error:
