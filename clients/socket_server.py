@@ -18,9 +18,11 @@ import os
 import re
 import socket
 import socketserver
+import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -37,6 +39,8 @@ MOST_BYTES = 10_000_000
 _CONNECTIONS = 32  # served at a time; more wait in the socket's queue
 _WAITING = 256
 _SILENCE_S = 10.0  # a program that sends or takes nothing for so long is left
+_LONGEST_S = 15.0  # what a request has not brought by then it need not bring any more
+_TICK_S = 0.1
 _LONGEST_PATH = 107  # bytes that a unix socket's address can hold
 _GRACE_S = 5.0  # for the answers under way when the service ends
 
@@ -92,7 +96,8 @@ def serving(path: Path, routes: Routes) -> Iterator[threading.Thread]:
         The thread that takes the requests: it lives as long as it serves.
 
     Raises:
-        FedspkError: another process serves there, or the path is too long or cannot be used.
+        FedspkError: another process serves there, or the path is too long or cannot be used, or is
+            that of another file.
     """
     path = Path(path)
     if len(os.fsencode(path)) > _LONGEST_PATH:
@@ -101,18 +106,30 @@ def serving(path: Path, routes: Routes) -> Iterator[threading.Thread]:
             "shorter one."
         )
     with _alone(path.with_name(f"{path.name}.lock"), path):
-        path.unlink(missing_ok=True)
+        _remove_socket(path)
         server = _Server(path, routes)
-        thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="socket")
+        thread = threading.Thread(target=server.serve_forever, args=(_TICK_S,), name="socket")
         try:
             thread.start()
             yield thread
         finally:
+            server.is_ending = True
             server.shutdown()
             thread.join()
             server.drain()
             server.server_close()
-            path.unlink(missing_ok=True)
+            _remove_socket(path)
+
+
+def _remove_socket(path: Path) -> None:
+    """Delete a socket's file, if there is one; nothing else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FedspkError(f"{path}: is no socket; give --socket the name of a new file.")
+    path.unlink()
 
 
 @contextmanager
@@ -139,6 +156,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path: Path, routes: Routes) -> None:
         self.routes = routes
+        self.is_ending = False
+        self._deadlines: dict[socket.socket, float] = {}
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
         before = os.umask(0o177)
         try:
@@ -149,7 +168,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             os.umask(before)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._free.acquire()
+        while not self._free.acquire(timeout=_TICK_S):
+            self.service_actions()
+            if self.is_ending:
+                self.shutdown_request(request)
+                return
+        self._deadlines[request] = time.monotonic() + _LONGEST_S
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -157,6 +181,20 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
+
+    def service_actions(self) -> None:
+        """Let no request come for ever; called every now and then."""
+        now = time.monotonic()
+        for request, deadline in list(self._deadlines.items()):
+            if deadline < now:
+                self._deadlines.pop(request, None)
+                with suppress(OSError):  # the program has gone
+                    request.shutdown(socket.SHUT_RD)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self._deadlines.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: the program has gone."""
@@ -205,7 +243,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, method: Literal["GET", "POST"]) -> Answer:
         # Read before anything is judged: a program that still sends would not hear the answer.
         body = self._body() if method == "POST" else b""
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            raise RequestError("the address is none.", HTTPStatus.BAD_REQUEST) from None
         act = self.server.routes.get((method, url.path))
         if act is None:
             known = ", ".join(" ".join(each) for each in self.server.routes)

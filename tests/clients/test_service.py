@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -372,6 +373,61 @@ def test_no_request_fails_while_others_are_enrolled_and_forgotten(
         finally:
             stop.set()
         assert set.union(*(each.result() for each in asking)) == {200}
+
+
+def test_a_file_that_is_no_socket_is_left_as_it_is(device: Recogniser, tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text("{}")
+    with (
+        pytest.raises(FedspkError, match="is no socket"),
+        socket_server.serving(tmp_path / "facts.json", {}),
+    ):
+        pass
+    assert (tmp_path / "facts.json").read_text() == "{}"
+
+
+def test_slow_programs_keep_neither_others_nor_the_end_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_server, "_LONGEST_S", 1.0)
+    path, stop = tmp_path / "s", threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        with suppress(OSError):
+            connection.sendall(b"POST /healthz HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n")
+            while not stop.wait(0.1):
+                connection.sendall(b"x")
+
+    with ThreadPoolExecutor(socket_server._CONNECTIONS) as pool:
+        with socket_server.serving(path, {("GET", "/healthz"): lambda _: {}}):
+            for _ in range(socket_server._CONNECTIONS):
+                connection = socket.socket(socket.AF_UNIX)
+                connection.connect(str(path))
+                pool.submit(trickle, connection)
+            assert asked(path, "GET", "/healthz") == (200, {})
+        stop.set()
+
+
+def test_the_end_does_not_wait_for_those_who_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_server, "_CONNECTIONS", 1)
+    monkeypatch.setattr(socket_server, "_GRACE_S", 0.1)
+    monkeypatch.setattr(socket_server, "_LONGEST_S", 600.0)
+    path, begun = tmp_path / "s", time.monotonic()
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    with socket_server.serving(path, {}):
+        for each in waiting:
+            each.connect(str(path))
+            time.sleep(0.3)
+    assert time.monotonic() - begun < 5.0
+    for each in waiting:
+        each.close()
+
+
+def test_an_address_that_is_none_is_a_wrong_request(service: Path) -> None:
+    said = sent(service, b"GET http://[ HTTP/1.1\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.endswith(b'{"error": "the address is none."}')
 
 
 def test_systemd_hears_that_the_service_is_ready_lives_and_ends(
