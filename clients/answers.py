@@ -63,9 +63,10 @@ def device_status(vault: Vault, versions: Versions) -> dict[str, Any]:
             {"name": user.name, "recordings": len(user.recordings), "seconds": user.seconds}
             for user in vault.users()
         ],
-        "damaged": sorted(vault.damaged()),
+        "damaged": sorted(vault.unserved(versions.current.model_hash)),
         "server": server.address if server else None,
         "registered": vault.registered_with() is not None,
+        "left": check.version_left(versions.current) if check else None,
         "channel": check.channel if check else None,
         "last_check": check.at.isoformat(timespec="seconds") if check else None,
         "trouble": {"failure": trouble.failure, "error": trouble.sentence} if trouble else None,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.vault import Vault
+from clients.versions import Version, read_versions
 
 if TYPE_CHECKING:
     from fedspk.api import Failure
@@ -70,12 +71,21 @@ class LastCheck:
         channel: that the device follows, as far as it knows.
         trouble: what kept it from following, if anything did.
         misfit: the trouble with a version that would not do, as long as it is the one to follow.
+        left: the version that the owner has left for another one: it is not taken again until a
+            newer one is published.
     """
 
     at: datetime
     channel: ChannelName | None
     trouble: Trouble | None = None
     misfit: Trouble | None = None
+    left: int | None = None
+
+    def version_left(self, current: Version) -> int | None:
+        """Return the version that the owner has left, if the one in use is not a newer one."""
+        if self.left is None or (current.number or 0) >= self.left:
+            return None
+        return self.left
 
 
 def read_server(vault: Vault) -> MainServer | None:
@@ -117,12 +127,27 @@ def read_check(vault: Vault) -> LastCheck | None:
         found["channel"],
         _trouble(found["trouble"]),
         _trouble(found["misfit"]),
+        found.get("left"),
     )
 
 
 def write_check(vault: Vault, check: LastCheck) -> None:
     """Note how a check went."""
     vault.write_note("check", json.dumps(asdict(check), default=datetime.isoformat).encode())
+
+
+def leave_version(vault: Vault) -> None:
+    """Note that the owner is about to leave the version in use, if a main server published it.
+
+    Raises:
+        VaultError: a box was altered.
+    """
+    with vault.writing():
+        number = read_versions(vault).current.number
+        if number is None or read_server(vault) is None:
+            return
+        check = read_check(vault) or LastCheck(datetime.now(UTC), None)
+        write_check(vault, replace(check, left=max(number, check.left or 0)))
 
 
 def _trouble(content: dict[str, Any] | None) -> Trouble | None:

@@ -74,5 +74,8 @@ class Follower:
         except FedspkError as error:
             _LOG.warning("The look for a new version failed: %s", error)
             return False
+        except Exception:  # whatever it is, a device that looks no more could never be cured
+            _LOG.exception("The look for a new version met a fault.")
+            return False
         self._reporter.note(report)
         return report.failure != "unreachable"

@@ -22,6 +22,7 @@ from fedspk.errors import FedspkError
 if TYPE_CHECKING:
     from clients.compiled import CompiledModel
     from clients.followed import LastCheck, MainServer
+    from clients.updater import Outcome
     from clients.vault import Vault
     from clients.vault_key import AskPassphrase, Protection
     from clients.versions import Threshold, Version
@@ -43,6 +44,9 @@ def register(device: typer.Typer) -> None:
     device.command(
         "use-model", epilog="Example: fedspk device use-model --model version-2.safetensors"
     )(use_model)
+    device.command(
+        epilog="Example: fedspk device follow --server https://speakers.example.org:8443"
+    )(follow)
     device.command(epilog="Example: fedspk device status --json")(status)
 
 
@@ -102,6 +106,7 @@ def init(
         assert root is not None
         followed = MainServer(server, _content(root), ca)
         vault = _follow_from_now_on(folder, followed, token_file, protection, ask)
+        _report(vault)
     version = read_versions(vault).current
     typer.echo(
         f"{folder}: device {vault.device[:8]} with {_named(version)}; its vault's key is guarded "
@@ -115,8 +120,10 @@ def update(
     """Look for a new version at the main server, and change to it; once."""
     from clients.updater import Updater
 
+    vault = open_vault(home, passphrase_file)
     with _bytes_bar() as on_bytes:
-        outcome = Updater(open_vault(home, passphrase_file), on_bytes=on_bytes).check(again=True)
+        outcome = Updater(vault, on_bytes=on_bytes).check(again=True)
+    _report(vault, outcome)
     if outcome.trouble:
         raise FedspkError(outcome.trouble.sentence)
     if as_json:
@@ -147,17 +154,64 @@ def use_model(
     passphrase_file: PassphraseOption = None,
 ) -> None:
     """Re-enrol all users under another model version and change to it in one step."""
+    from clients.followed import leave_version, read_check
     from clients.recogniser import Recogniser
 
     if previous == (model is not None) or (previous and manifest):
         raise FedspkError("give either --model FILE, with its --manifest if any, or --previous.")
-    recogniser = Recogniser(open_vault(home, passphrase_file))
+    vault = open_vault(home, passphrase_file)
+    recogniser = Recogniser(vault)
     if model is None:
+        if recogniser.versions.previous is not None:
+            leave_version(vault)
         count = recogniser.use_previous()
     else:
-        count = recogniser.use_model(*_read_model(model, manifest))
+        prepared = recogniser.prepare(*_read_model(model, manifest))
+        leave_version(vault)
+        count = recogniser.swap(prepared)
     current = recogniser.versions.current
     typer.echo(f"{_named(current)} is in use; users re-enrolled: {count}.")
+    left = _left(current, read_check(vault))
+    if left:
+        typer.echo(f"{left}.")
+    _report(vault)
+
+
+def follow(
+    server: Annotated[
+        str, typer.Option("--server", help="Main server to follow: its address, https://HOST:PORT.")
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            help="Its root.json, from its operator's own hands [default: the root that the device "
+            "trusts; the server must be the same one].",
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", help="Certificates (PEM) that it is known by, if private."),
+    ] = None,
+    home: HomeOption = None,
+    passphrase_file: PassphraseOption = None,
+) -> None:
+    """Follow a main server at another address, or another one; users stay enrolled."""
+    from clients.followed import MainServer, read_server
+    from clients.updater import follow_server
+
+    vault = open_vault(home, passphrase_file)
+    before = read_server(vault)
+    was_registered = vault.registered_with() is not None
+    if root is None and before is None:
+        raise FedspkError("this device follows no main server yet; give the server's --root FILE.")
+    trusted = _content(root) if root else before.root if before else b""
+    follow_server(vault, MainServer(server, trusted, ca))
+    typer.echo(f"device {vault.device[:8]} follows {server}.")
+    if before is None:
+        typer.echo("A `fedspk device run` that runs already follows it when it is started anew.")
+    if was_registered and vault.registered_with() is None:
+        typer.echo("That server does not know the device yet: see `fedspk device register`.")
 
 
 def status(
@@ -187,6 +241,8 @@ def status(
                 for each in current.thresholds
             ],
             server=server and server.address,
+            registered=vault.registered_with() is not None,
+            left=check and check.version_left(current),
             channel=check and check.channel,
             checked=check and check.at.isoformat(timespec="seconds"),
             failure=trouble
@@ -199,19 +255,50 @@ def status(
                 {"name": user.name, "recordings": len(user.recordings), "seconds": user.seconds}
                 for user in users
             ],
-            damaged=sorted(vault.damaged()),
+            damaged=sorted(vault.unserved(current.model_hash)),
         )
         return
     typer.echo(f"device    {vault.device[:8]} in {vault.home}, key guarded by a {protection}")
     typer.echo(f"model     {_named(current)}, {_calibration(current)}")
     typer.echo(f"previous  {_named(previous) if previous else 'none'}")
     typer.echo(f"server    {_following(server, check)}")
+    left = _left(current, check)
+    if left:
+        typer.echo(f"left      {left}")
     for user in users:
         typer.echo(
             f"user      {user.name}, {len(user.recordings)} recordings, {user.seconds:.0f} s"
         )
-    for user_id, error in vault.damaged().items():
+    for user_id, error in vault.unserved(current.model_hash).items():
         typer.echo(f"damaged   {user_id}: {error}")
+
+
+def _report(vault: Vault, outcome: Outcome | None = None) -> None:
+    """Tell the main server what the device runs, if it knows the device; a failure is a warning."""
+    from clients.followed import read_check
+    from clients.registration import report_once
+    from clients.updater import Outcome
+    from clients.versions import read_versions
+
+    try:
+        if outcome is None:
+            check = read_check(vault)
+            trouble = check.trouble if check else None
+            outcome = Outcome(read_versions(vault).current, None, trouble=trouble)
+        report_once(vault, outcome.report())
+    except FedspkError as error:
+        typer.echo(f"fedspk: the report to the main server failed: {error}", err=True)
+
+
+def _left(current: Version, check: LastCheck | None) -> str:
+    """Return which version the device does not take again by itself; empty if there is none."""
+    left = check.version_left(current) if check else None
+    if left is None:
+        return ""
+    return (
+        f"version {left} is not taken again until the server publishes a newer one; "
+        "`fedspk device update` takes it all the same"
+    )
 
 
 def _follow_from_now_on(

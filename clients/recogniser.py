@@ -10,6 +10,7 @@ all of them, verification hears the first clip, as calibrated thresholds were fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from clients.versions import (
 from fedspk.audio import FloatArray, trim_silence
 from fedspk.errors import FedspkError
 from fedspk.profiles import SpeakerProfile, VersionedProfile
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,14 @@ class Recogniser:
             raise UnknownUserError("nobody is enrolled; do it with `fedspk device enroll`.")
         engine = serving.engine
         embedding = _embedding(engine, audio)
-        decisions = [self._decide(engine, user, embedding, threshold) for user in users]
+        decisions, faults = [], []
+        for user in users:
+            try:
+                decisions.append(self._decide(engine, user, embedding, threshold))
+            except FedspkError as error:  # forgotten just now, or damaged: the others are served
+                faults.append(error)
+        if not decisions:
+            raise faults[0]
         return sorted(decisions, key=lambda each: -each.score)
 
     def prepare(
@@ -223,7 +233,8 @@ class Recogniser:
     def swap(self, prepared: Prepared) -> int:
         """Use a prepared model from now on; return how many users were re-enrolled for it.
 
-        Up to the last step the old model serves, and a killed process leaves it in use.
+        Up to the last step the old model serves, and a killed process leaves it in use. Users whose
+        recordings do not open are passed over (`Vault.unserved`).
         """
         with self._vault.writing():
             old = read_versions(self._vault)
@@ -261,9 +272,7 @@ class Recogniser:
             engine = CompiledEngine(load_model(self._vault.home, old.previous))
             return self._change(Versions(old.previous, old.current), engine, {})
 
-    def use_kept(
-        self, model_hash: str, number: int, thresholds: Sequence[Threshold]
-    ) -> int | None:
+    def use_kept(self, model_hash: str, number: int, thresholds: Sequence[Threshold]) -> int | None:
         """Use a model that the device still has, as a published version, in one step.
 
         Args:
@@ -295,14 +304,21 @@ class Recogniser:
     ) -> int:
         vault = self._vault
         users = [user for user in vault.users() if not vault.has_profile(user, engine.model_hash)]
+        count = 0
         for user in users:
             made = profiles.get((user.id, user.revision))
-            vault.save_profile(user, made or self._profile(engine, vault.recordings(user)))
+            try:
+                made = made or self._profile(engine, vault.recordings(user))
+            except FedspkError as error:  # the others are not to wait for a damaged recording
+                _LOG.warning("A user was not re-enrolled: %s", error)
+                continue
+            vault.save_profile(user, made)
+            count += 1
         write_versions(vault, versions)
         self._serving = _Serving(versions, engine)
         drop_models(vault.home, versions)
         vault.drop_profiles({version.model_hash for version in versions.kept})
-        return len(users)
+        return count
 
     def _follow(self, *, wait: bool = False) -> _Serving:
         """Return what decides; with `wait` the version in use, even if another thread loads it."""
@@ -323,8 +339,21 @@ class Recogniser:
     def _decide(
         self, engine: CompiledEngine, user: User, embedding: FloatArray, threshold: Threshold
     ) -> Decision:
-        score = self._vault.profile(user, engine.model_hash).score(embedding, engine.model_hash)
+        try:
+            profile = self._vault.profile(user, engine.model_hash)
+        except FedspkError:
+            profile = self._remade(engine, user.name)
+        score = profile.score(embedding, engine.model_hash)
         return Decision(user.name, score, threshold, engine.model_hash)
+
+    def _remade(self, engine: CompiledEngine, name: str) -> VersionedProfile:
+        """Make the profile of a user anew that is missing or does not open, and keep it."""
+        with self._vault.writing():
+            user = self._vault.user(name)
+            profile = self._profile(engine, self._vault.recordings(user))
+            self._vault.save_profile(user, profile)
+        _LOG.warning("A profile did not open and was made anew from its recordings.")
+        return profile
 
     @staticmethod
     def _profile(engine: CompiledEngine, recordings: Sequence[FloatArray]) -> VersionedProfile:

@@ -8,7 +8,7 @@ from clients.followed import read_server
 from clients.secret_input import Secret
 from clients.server_link import ServerLink
 from clients.vault import Vault
-from fedspk.api import Registration
+from fedspk.api import Registration, Report
 from fedspk.errors import FedspkError
 
 TOKEN = Secret("the operator's one-time token", "--token-file", "fedspk-token")
@@ -41,6 +41,18 @@ def register(vault: Vault, address: str, token: str, ca: Path | None = None) -> 
     link.register(message)
     with vault.writing():
         vault.write_registration(address)
+
+
+def report_once(vault: Vault, report: Report) -> None:
+    """Tell the main server that knows the device, if one does, what it runs.
+
+    Raises:
+        VersionsUnreachable: the server does not answer.
+        ServerRefusedError: it does not take the report.
+    """
+    link = link_of(vault)
+    if link is not None:
+        link.report(report)
 
 
 def link_of(vault: Vault) -> ServerLink | None:

@@ -64,9 +64,10 @@ class Reporter:
             link = self._link()
             if link is not None:
                 link.report(self._pending)
-        except FedspkError as error:
+        except Exception as error:  # the look for new versions goes on, whatever it is
             self._next_try = self._clock() + self._backoff.failed()
-            _LOG.warning("The report to the main server failed: %s", error)
+            is_known = isinstance(error, FedspkError)
+            _LOG.warning("The report to the main server failed: %s", error, exc_info=not is_known)
             return
         self._backoff.succeeded()
         # what no server was told is news to the one that the device registers with

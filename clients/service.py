@@ -25,8 +25,8 @@ from clients.registration import link_of
 from clients.reporting import Reporter
 from clients.schedule import Backoff, Schedule
 from clients.socket_server import UnixConnection, serving
-from clients.update_process import UpdateProcess
-from clients.updater import Updater
+from clients.update_process import UpdateEndedError, UpdateProcess
+from clients.updater import DownloadDueError, Updater
 
 if TYPE_CHECKING:
     from clients.vault import Vault
@@ -56,11 +56,15 @@ def run_service(
     """
     recogniser = Recogniser(vault)
     desk = Desk(recogniser, lambda: device_status(vault, recogniser.versions))
-    with serving(path, desk.routes()) as server, _following(vault, recogniser, poll_s, draw):
+    with (
+        serving(path, desk.routes()) as server,
+        _following(vault, recogniser, poll_s, draw) as follower,
+    ):
         systemd.notify("READY=1")
         period = systemd.watchdog_s()
         while not stop.wait(period / 2 if period else None):
-            if server.is_alive() and _answers(path):
+            is_following = follower is None or follower.is_alive()
+            if server.is_alive() and is_following and _answers(path):
                 systemd.notify("WATCHDOG=1")
         systemd.notify("STOPPING=1")
 
@@ -68,28 +72,37 @@ def run_service(
 @contextmanager
 def _following(
     vault: Vault, recogniser: Recogniser, poll_s: float, draw: random.Random
-) -> Iterator[None]:
-    """Follow the device's main server, if it has one, until the block ends."""
+) -> Iterator[threading.Thread | None]:
+    """Follow the device's main server, if it has one, until the block ends.
+
+    Yields:
+        The thread that does it, if there is one.
+    """
     if read_server(vault) is None:
-        yield
+        yield None
         return
     process = UpdateProcess(vault)
     updater = Updater(vault, recogniser)
 
     def look(tell: Callable[[Report], None]) -> Report:
-        outcome = updater.look()
-        if outcome is not None:
-            return outcome.report()
-        report = process.run(tell)
+        try:
+            return updater.look().report()
+        except DownloadDueError as due:
+            version = due.version
+        try:
+            report = process.run(tell)
+        except UpdateEndedError as error:
+            report = updater.give_up(version, error).report()
         recogniser.follow()
         return report
 
     reporter = Reporter(lambda: link_of(vault), Backoff(draw))
     follower = Follower(look, reporter, Schedule(poll_s, draw))
-    thread = threading.Thread(target=follower.run, name="follower")
+    # a daemon: a main server that does not answer is not waited for, and a kill is safe anywhere
+    thread = threading.Thread(target=follower.run, name="follower", daemon=True)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         follower.stop()
         process.stop()

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from clients.device_options import HomeOption, PassphraseOption, home_folder, open_vault
+from clients.device_options import HomeOption, PassphraseOption, open_vault
 from fedspk.errors import FedspkError
+
+_LONGEST_POLL_S = 30 * 86_400.0
 
 TokenOption = Annotated[
     Path | None,
@@ -35,7 +37,7 @@ def run(
     home: HomeOption = None,
     poll: Annotated[
         float,
-        typer.Option(min=1.0, help="Seconds between two looks for a new version, +- 20 %."),
+        typer.Option(help="Seconds between two looks for a new version, +- 20 %; at least 1."),
     ] = 3600.0,
     socket: Annotated[
         Path | None,
@@ -55,6 +57,8 @@ def run(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    if not 1.0 <= poll <= _LONGEST_POLL_S:  # also refuses what is no number
+        raise FedspkError(f"--poll must be from 1 to {_LONGEST_POLL_S:.0f} seconds (30 days).")
     vault = open_vault(home, passphrase_file)
     run_service(vault, socket or vault.home / SOCKET, poll, stop, random.SystemRandom())
 
@@ -86,17 +90,11 @@ def change_passphrase(
     ] = None,
 ) -> None:
     """Guard the vault by another passphrase; recordings and profiles stay as they are."""
-    from clients.vault_key import (
-        change_passphrase as change,
-    )
-    from clients.vault_key import (
-        new_passphrase_source,
-        passphrase_source,
-    )
+    from clients.vault_key import new_passphrase_source
 
-    folder = home_folder(home)
-    change(folder, passphrase_source(passphrase_file), new_passphrase_source(new_passphrase_file))
-    typer.echo(f"{folder}: the new passphrase opens the vault, the old one does not any more.")
+    vault = open_vault(home, passphrase_file)
+    vault.change_passphrase(new_passphrase_source(new_passphrase_file))
+    typer.echo(f"{vault.home}: the new passphrase opens the vault, the old one does not any more.")
 
 
 def unit() -> None:

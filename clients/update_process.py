@@ -8,7 +8,7 @@ ends:
 
 Its standard input is one line of JSON: the device's folder, its name and its vault key; nothing of
 that stands on the command line. Its standard output is one report (`fedspk.api.Report`) a line, the
-last one when it is done.
+last one when it is done; or else, as the last line, why it cannot: {"error": one sentence}.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 _NICE = 5  # requests come first, yet a busy machine does not starve the update
 
 
+class UpdateEndedError(FedspkError):
+    """The process that updates the device ended before it was done."""
+
+
 class UpdateProcess:
     """Starts that process and hears what it says.
 
@@ -56,16 +60,27 @@ class UpdateProcess:
         """Take a new version into use, if there is one; tell each report and return the last.
 
         Raises:
-            FedspkError: the process did not come to its end.
+            UpdateEndedError: the process was killed, or met a fault.
+            FedspkError: it cannot be started, or `stop` was called.
         """
         key = self._vault.vault_key
         secret = {"home": str(self._vault.home), "device": key.device, "key": key.key.hex()}
         last: Report | None = None
+        fault: str | None = None
         for line in self._lines(json.dumps(secret).encode()):
-            last = Report.from_json(line)
-            tell(last)
+            fault = _fault(line)
+            if fault is None:
+                last = Report.from_json(line)
+                tell(last)
+        if fault is not None:
+            raise UpdateEndedError(fault)
+        if self._is_stopped:
+            raise FedspkError("the device is told to end; its update begins anew.")
         if last is None or last.state == "updating":
-            raise FedspkError("the process that updates the device was ended early; it runs again.")
+            raise UpdateEndedError(
+                "the process that updates the device was killed before it was done; see that the "
+                "machine has memory enough. It is tried again."
+            )
         return last
 
     def stop(self) -> None:
@@ -79,11 +94,16 @@ class UpdateProcess:
         with self._lock:
             if self._is_stopped:
                 return
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "clients.update_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
+            try:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "clients.update_process"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            except OSError as error:
+                raise FedspkError(
+                    f"the process that updates the device cannot start ({error.strerror})."
+                ) from error
         with self._child as child:
             assert child.stdin is not None
             assert child.stdout is not None
@@ -111,12 +131,22 @@ def main() -> None:
     try:
         _tell(Updater(vault).check().report())
     except FedspkError as error:
-        sys.exit(f"fedspk: {error}")
+        _say(json.dumps({"error": str(error)}).encode())
 
 
 def _tell(report: Report) -> None:
-    sys.stdout.buffer.write(report.to_json() + b"\n")
+    _say(report.to_json())
+
+
+def _say(line: bytes) -> None:
+    sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()
+
+
+def _fault(line: bytes) -> str | None:
+    """Return the sentence of a line that says why the process cannot go on; None of a report."""
+    said = json.loads(line)
+    return str(said["error"]) if "error" in said else None
 
 
 if __name__ == "__main__":

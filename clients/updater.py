@@ -4,7 +4,8 @@
 2. If the device has another, that version is downloaded, checked, compiled, and all users are
    re-enrolled with it; then it takes over in one step. A version whose weights the device still has
    takes over at once.
-3. Whatever goes wrong, the version in use goes on serving. A version that would not do is left
+3. A version that the owner has left is not taken again by itself; a newer one is.
+4. Whatever goes wrong, the version in use goes on serving. A version that would not do is left
    alone for a while, unless fedspk itself was updated since.
 
 One process at a time looks; verification and enrolment never wait for it.
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from clients.compiled import CompiledModel, compile_model
 from clients.followed import (
@@ -31,18 +34,21 @@ from clients.followed import (
     write_server,
 )
 from clients.recogniser import Recogniser, start_device
-from clients.vault import Vault, VaultError
+from clients.vault import Vault
 from clients.vault_key import AskPassphrase, Protection
-from clients.versions import Version, read_versions, thresholds_of
+from clients.versions import Version, read_versions, thresholds_of, write_versions
 from fedspk import __version__
 from fedspk.api import DeviceState, Failure, Report
 from fedspk.errors import FedspkError
-from fedspk.files import DiskFullError, explained
+from fedspk.files import PARTIAL, DiskFullError, explained
 from fedspk.release import Channel
 from fedspk.remote import OnBytes, RemoteVersions, VersionsRefused, VersionsUnreachable
 
 _LASTING: tuple[Failure, ...] = ("incompatible", "refused")
 """Failures of a version that trying it again at once would not cure."""
+
+_TRIES = 3
+"""After so many failures of another kind, trying a version again will not do either."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,12 @@ class UpdateRunningError(FedspkError):
     """Another process is looking for a new version."""
 
 
-class _DownloadDueError(Exception):
+class DownloadDueError(Exception):
     """A look that is to be quick has come to a version that must be downloaded."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"version {version} must be downloaded")
+        self.version = version
 
 
 class Updater:
@@ -116,28 +126,41 @@ class Updater:
         """Look for a new version once, and take it into use.
 
         Args:
-            again: try a version even if it would not do a short while ago.
+            again: take a version even if it would not do a short while ago, or was left.
 
         Raises:
             FedspkError: the device follows no main server, or the outcome cannot be noted.
             UpdateRunningError: another process is looking.
             VaultError: a box was altered.
         """
-        outcome = self._look(again, may_download=True)
-        assert outcome is not None
-        return outcome
+        return self._look(again, may_download=True)
 
-    def look(self) -> Outcome | None:
-        """Do what `check` does, unless that means to download a version: then return None.
+    def look(self) -> Outcome:
+        """Do what `check` does, unless that means to download a version.
 
         So it never takes long nor much memory.
 
         Raises:
-            The same as `check`.
+            DownloadDueError: that is so.
+            FedspkError: as of `check`.
         """
         return self._look(again=False, may_download=False)
 
-    def _look(self, again: bool, may_download: bool) -> Outcome | None:
+    def give_up(self, version: int, error: FedspkError) -> Outcome:
+        """Note that another process was to take a version into use and ended before it had.
+
+        Raises:
+            FedspkError: as of `check`.
+        """
+        vault = self._vault
+        with _alone(vault.home):
+            last, current = read_check(vault), read_versions(vault).current
+            trouble = None if current.number == version else self._trouble(error, version, last)
+            outcome = Outcome(current, None, trouble=trouble)
+            self._note(outcome, last)
+        return outcome
+
+    def _look(self, again: bool, may_download: bool) -> Outcome:
         vault = self._vault
         server = read_server(vault)
         if server is None:
@@ -146,13 +169,11 @@ class Updater:
                 "`fedspk device init --server`."
             )
         with _alone(vault.home):
+            for leftover in (vault.home / "remote").rglob(f".*{PARTIAL}"):
+                leftover.unlink()
             last = read_check(vault)
-            try:
-                outcome = self._take(server, last, again, may_download)
-            except _DownloadDueError:
-                return None
-            with vault.writing():
-                write_check(vault, self._noted(outcome, last))
+            outcome = self._take(server, last, again, may_download)
+            self._note(outcome, last)
         return outcome
 
     def _take(
@@ -166,12 +187,12 @@ class Updater:
             channel = remote.channel_of(self._vault.device)
             if channel is None or channel.version == current.number:
                 return Outcome(current, channel)
+            if last and last.left and not again and channel.version <= last.left:
+                return Outcome(current, channel)
             if misfit and not again and self._is_left_alone(misfit, channel.version):
                 return Outcome(current, channel, trouble=misfit)
             count = self._change(remote, channel.version, may_download)
             return Outcome(read_versions(self._vault).current, channel, True, count)
-        except VaultError:
-            raise
         except (FedspkError, OSError) as error:
             wanted = channel.version if channel else None
             current = read_versions(self._vault).current
@@ -181,7 +202,7 @@ class Updater:
         """Use another version from now on and return how many users were re-enrolled.
 
         Raises:
-            _DownloadDueError: that version is not at hand.
+            DownloadDueError: that version is not at hand.
         """
         vault = self._vault
         manifest = remote.manifest("model", number)
@@ -191,7 +212,7 @@ class Updater:
         if count is not None:
             return count
         if not may_download:
-            raise _DownloadDueError
+            raise DownloadDueError(number)
         compiled = _fetch(vault, remote, number, self._on_bytes)
         return recogniser.swap(recogniser.prepare(compiled, thresholds, number))
 
@@ -199,7 +220,7 @@ class Updater:
         return (
             trouble.version == number
             and trouble.client == __version__
-            and trouble.failure in _LASTING
+            and (trouble.failure in _LASTING or trouble.tries >= _TRIES)
             and trouble.since <= self._now() < trouble.since + trouble.pause()
         )
 
@@ -214,12 +235,18 @@ class Updater:
         count = max(tries, default=0) + 1
         return Trouble(failure, str(error), wanted, __version__, count, self._now())
 
+    def _note(self, outcome: Outcome, last: LastCheck | None) -> None:
+        with self._vault.writing():
+            present = read_check(self._vault)  # the owner may have left a version meanwhile
+            noted = self._noted(outcome, last)
+            write_check(self._vault, replace(noted, left=present.left if present else None))
+
     def _noted(self, outcome: Outcome, last: LastCheck | None) -> LastCheck:
         before = last or LastCheck(self._now(), None)
         channel = outcome.channel.name if outcome.channel else before.channel
         trouble, misfit = outcome.trouble, None
         if trouble:
-            is_lasting = trouble.version is not None and trouble.failure in _LASTING
+            is_lasting = trouble.version is not None and trouble.failure in (*_LASTING, "other")
             misfit = trouble if is_lasting else before.misfit
         return LastCheck(self._now(), channel, trouble, misfit)
 
@@ -258,6 +285,40 @@ def create_following_device(
             write_check(vault, LastCheck(datetime.now(UTC), channel.name))
         start_device(vault, compiled, thresholds, protection, ask, channel.version)
     return vault
+
+
+def follow_server(vault: Vault, server: MainServer) -> None:
+    """Let a device follow a main server from now on, at an address where it shows what it signed.
+
+    Under the root that the device trusts already, it is the same server at another address: what
+    the device has seen of it still counts. Under another root, it is another server: version
+    numbers mean something else there, and the device has to be registered anew.
+
+    Raises:
+        UpdateRunningError: another process is looking for a new version.
+        VersionsUnreachable: the server cannot be reached.
+        VersionsRefused: what it shows is not to be trusted.
+        FedspkError: the root or the certificates cannot be used.
+    """
+    with _alone(vault.home):
+        before = read_server(vault)
+        if before is not None and before.root == server.root:
+            _remote(vault, server).refresh()
+            with vault.writing():
+                write_server(vault, server)
+                if vault.registered_with() is not None:
+                    vault.write_registration(server.address)
+            return
+        with TemporaryDirectory() as folder:
+            RemoteVersions(server.address, Path(folder), server.root, server.ca).refresh()
+        with vault.writing():
+            # the last step is the one that counts: until then it is the server before
+            versions = read_versions(vault)
+            write_versions(vault, versions.unnumbered())
+            vault.drop_registration()
+            write_check(vault, LastCheck(datetime.now(UTC), None))
+            write_server(vault, server)
+        shutil.rmtree(vault.home / "remote", ignore_errors=True)
 
 
 def _remote(vault: Vault, server: MainServer) -> RemoteVersions:
@@ -299,7 +360,11 @@ def _failure(error: FedspkError) -> Failure:
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
     """Let this process alone look for versions."""
-    descriptor = os.open(home / "update.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = home / "update.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise explained(error, path) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

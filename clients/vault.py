@@ -48,6 +48,7 @@ from clients.vault_key import (
     VaultKey,
     load_key,
     new_key,
+    protection_of,
     save_key,
 )
 from fedspk.audio import FloatArray
@@ -148,6 +149,20 @@ class Vault:
         """Write the vault key, guarded: from now on the folder is a device's."""
         save_key(self.home, VaultKey(self.device, self._key), protection, ask)
 
+    def change_passphrase(self, new: AskPassphrase) -> None:
+        """Guard the vault key by another passphrase; the vault key stays the same.
+
+        Raises:
+            FedspkError: the new passphrase is too short, or the key is in a keyring.
+        """
+        if protection_of(self.home) == "keyring":
+            raise FedspkError(
+                f"{self.home}: its key is guarded by the keyring, not by a passphrase."
+            )
+        passphrase = new()  # a person who types it keeps nobody waiting
+        with self.writing():
+            self.keep("passphrase", lambda: passphrase)
+
     @classmethod
     def open(cls, home: Path, ask: AskPassphrase) -> Self:
         """Return the vault of a device; `ask` gives the passphrase where one is needed."""
@@ -194,6 +209,10 @@ class Vault:
         path = self.home / "registration.box"
         self._seal(self._key, path, address.encode(), _Place("registration"))
 
+    def drop_registration(self) -> None:
+        """Note that no main server knows the device."""
+        (self.home / "registration.box").unlink(missing_ok=True)
+
     def read_note(self, kind: Note) -> bytes | None:
         """Return what `write_note` wrote; None if nothing was."""
         path = self.home / f"{kind}.box"
@@ -210,6 +229,22 @@ class Vault:
     def damaged(self) -> dict[str, FedspkError]:
         """Return the ids of users whose cards do not open, and why."""
         return self._look()[1]
+
+    def unserved(self, model_hash: str) -> dict[str, FedspkError]:
+        """Return the ids of users whom nobody can verify under a model, and why.
+
+        They are the `damaged`, and those of whom neither profile nor recordings open.
+        """
+        users, unserved = self._look()
+        for user in users:
+            try:
+                self.profile(user, model_hash)
+            except FedspkError:
+                try:
+                    self.recordings(user)  # a profile is made anew of them
+                except FedspkError as error:
+                    unserved[user.id] = error
+        return unserved
 
     def user(self, name: str) -> User:
         """Return an enrolled user.
@@ -321,7 +356,8 @@ class Vault:
             for path in set(folder.glob("*.audio")) - kept:
                 path.unlink()
         for path in self.home.rglob(f".*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+            if self.home / "remote" not in path.parents:  # who follows a server writes there
+                path.unlink(missing_ok=True)
 
     def _destroy(self, folder: Path) -> None:
         key = folder / "user.key"

@@ -134,19 +134,6 @@ def load_key(home: Path, ask: AskPassphrase) -> VaultKey:
         raise FedspkError(f"{path}: the passphrase is wrong, or the file was altered.") from error
 
 
-def change_passphrase(home: Path, old: AskPassphrase, new: AskPassphrase) -> None:
-    """Guard the vault key of a device by another passphrase; the vault key stays the same.
-
-    Raises:
-        FedspkError: the old passphrase is wrong, the new one is too short, or the key is in a
-            keyring.
-    """
-    key = load_key(home, old)
-    if protection_of(home) == "keyring":
-        raise FedspkError(f"{home}: its key is guarded by the keyring, not by a passphrase.")
-    save_key(home, key, "passphrase", new)
-
-
 def protection_of(home: Path) -> Protection:
     """Return what guards the vault key of a device that `load_key` has opened."""
     protection: Protection = read_json(home / KEY_FILE)["protection"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,11 @@ class Versions:
     def kept(self) -> tuple[Version, ...]:
         """Both, or the only one."""
         return (self.current, self.previous) if self.previous else (self.current,)
+
+    def unnumbered(self) -> Versions:
+        """Return the same, as of models that no main server published."""
+        previous = self.previous and replace(self.previous, number=None)
+        return Versions(replace(self.current, number=None), previous)
 
 
 def read_versions(vault: Vault) -> Versions:

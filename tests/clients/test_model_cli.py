@@ -12,15 +12,19 @@ import following_device
 import pytest
 import toy_device
 from bent_server import BentServer, bent
+from small_server import small_server
 from version_repository import make_model, publish
 
 from clients import registration
 from clients.followed import read_check, read_server
+from clients.updater import Updater
 from clients.vault import Vault
 from fedspk.cli import run
 from fedspk.errors import FedspkError
 from server.creation import create
 from server.repository import Repository
+
+TOKEN = "fedspk-token-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +105,124 @@ def test_a_device_is_made_updated_and_asked_how_it_is(
     assert "previous  version 1, model" in text
     assert f"server    {server.address}, channel stable, last looked 2" in text
     assert "trouble   " not in text
+
+
+def test_an_update_by_hand_is_reported_and_a_server_that_is_away_is_a_warning(
+    capsys: pytest.CaptureFixture[str],
+    init: list[str],
+    place: list[str],
+    server: BentServer,
+    repository: Repository,
+    tmp_path: Path,
+) -> None:
+    answer(capsys, *init)
+    vault = Vault.open(tmp_path / "home", toy_device.ask)
+    with small_server(TOKEN) as main_server:
+        registration.register(vault, main_server.address, TOKEN)
+        publish(repository, tmp_path / "2.safetensors")
+        answer(capsys, "update", *place)
+        server.bend = lambda _, bent_answer: setattr(bent_answer, "status", 503)
+        fails(capsys, "update", *place)
+        server.bend = lambda *_: None
+        told = [(each.version, each.state, each.failure) for each in main_server.reports]
+    assert told == [(2, "serving", None), (2, "failed", "unreachable")]
+    assert run(["device", "update", *place]) == 0
+    said = capsys.readouterr()
+    assert "is in use and the latest" in said.out
+    assert "the report to the main server failed" in said.err
+
+
+def test_a_version_that_was_left_is_not_taken_again_until_a_newer_one_comes(
+    capsys: pytest.CaptureFixture[str],
+    init: list[str],
+    place: list[str],
+    repository: Repository,
+    tmp_path: Path,
+) -> None:
+    def version() -> int:
+        return int(json.loads(answer(capsys, "status", *place, "--json"))["version"])
+
+    def look() -> None:
+        Updater(Vault.open(tmp_path / "home", toy_device.ask)).check()
+
+    answer(capsys, *init)
+    publish(repository, tmp_path / "2.safetensors")
+    answer(capsys, "update", *place)
+    said = answer(capsys, "use-model", "--previous", *place)
+    assert "version 2 is not taken again until the server publishes a newer one" in said
+    look()
+    look()
+    assert version() == 1
+    assert "left      version 2" in answer(capsys, "status", *place)
+    answer(capsys, "update", *place)
+    assert version() == 2
+    assert "left      " not in answer(capsys, "status", *place)
+    answer(capsys, "use-model", "--previous", *place)
+    publish(repository, tmp_path / "1.safetensors")
+    look()
+    assert version() == 3
+    assert "left      " not in answer(capsys, "status", *place)
+
+
+def test_a_device_follows_its_server_to_another_address(
+    capsys: pytest.CaptureFixture[str],
+    init: list[str],
+    place: list[str],
+    repository: Repository,
+    tmp_path: Path,
+) -> None:
+    answer(capsys, *init)
+    publish(repository, tmp_path / "2.safetensors")
+    with bent(repository.folder / "public") as moved:
+        answer(capsys, "follow", "--server", moved.address, *place)
+        assert "with version 2" not in answer(capsys, "status", *place)
+        answer(capsys, "update", *place)
+        found = json.loads(answer(capsys, "status", *place, "--json"))
+    assert (found["version"], found["server"]) == (2, moved.address)
+
+
+def test_a_device_goes_to_another_server_only_with_its_root(
+    capsys: pytest.CaptureFixture[str],
+    init: list[str],
+    place: list[str],
+    tmp_path: Path,
+) -> None:
+    answer(capsys, *init)
+    vault = Vault.open(tmp_path / "home", toy_device.ask)
+    before = read_server(vault)
+    create(tmp_path / "others")
+    other = Repository(tmp_path / "others")
+    publish(other, tmp_path / "2.safetensors")
+    root = str(other.metadata / "1.root.json")
+    with bent(other.folder / "public") as another:
+        there = ["follow", "--server", another.address, *place]
+        assert another.address in fails(capsys, *there)
+        assert "cannot be read" in fails(capsys, *there, "--root", "none.json")
+        assert read_server(vault) == before
+        answer(capsys, "update", *place)  # what it trusted is as it was
+        with vault.writing():
+            vault.write_registration("http://127.0.0.1:1")
+        said = answer(capsys, *there, "--root", root)
+        assert "does not know the device yet" in said
+        # version 1 there is another model than version 1 here
+        updated = json.loads(answer(capsys, "update", *place, "--json"))
+    assert (updated["version"], updated["changed"]) == (1, True)
+    assert updated["model"] == other.manifest(other.read(), "model", 1).content_hash
+
+
+def test_an_offline_device_can_be_given_a_server(
+    capsys: pytest.CaptureFixture[str],
+    init: list[str],
+    place: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clients.compiled.compile_model", following_device.quick_compile)
+    answer(capsys, "init", *place, "--model", str(tmp_path / "2.safetensors"))
+    there = init[init.index("--server") :]
+    assert "give the server's --root" in fails(capsys, "follow", *there[:2], *place)
+    answer(capsys, "follow", *there, *place)
+    assert json.loads(answer(capsys, "update", *place, "--json"))["version"] == 1
 
 
 def test_trouble_is_told_once_and_stands_in_the_status(

@@ -13,7 +13,7 @@ from clients.followed import MainServer, write_server
 from clients.registration import link_of, register
 from clients.server_link import ServerRefusedError
 from clients.vault import Vault, VaultError
-from clients.vault_key import change_passphrase, load_key
+from clients.vault_key import load_key
 from fedspk.cli import run
 from fedspk.connection import VersionsUnreachable
 from fedspk.errors import FedspkError
@@ -183,5 +183,5 @@ def test_the_passphrase_is_changed_and_the_vault_is_not(
 
 def test_a_new_passphrase_that_will_not_do_leaves_the_old_one(vault: Vault) -> None:
     with pytest.raises(FedspkError, match="too short"):
-        change_passphrase(vault.home, toy_device.ask, lambda: b"short")
+        vault.change_passphrase(lambda: b"short")
     assert load_key(vault.home, toy_device.ask).device == vault.device

@@ -164,6 +164,15 @@ def test_a_revoked_devices_report_disturbs_nothing(
     assert reporter.wait() is not None
 
 
+def test_no_fault_of_a_report_ends_the_looks(link: FakeLink, clock: Clock) -> None:
+    def broken() -> FakeLink | None:
+        raise OSError(24, "Too many open files")
+
+    reporter = Reporter(broken, Backoff(random.Random(1)), clock)
+    reporter.note(report(1))
+    assert reporter.wait() is not None
+
+
 def looks(
     clock: Clock,
     look: Callable[[Callable[[Report], None]], Report],
@@ -207,13 +216,15 @@ def test_a_fleet_does_not_look_at_once() -> None:
     assert min(counts) >= 15
 
 
-@pytest.mark.parametrize("fault", ["unreachable", "error"])
+@pytest.mark.parametrize("fault", ["unreachable", "error", "unforeseen"])
 def test_an_unreachable_server_is_tried_sooner_then_later(
     link: FakeLink, clock: Clock, fault: str
 ) -> None:
     def look(_: object) -> Report:
         if fault == "error":
             raise FedspkError("the process was ended.")
+        if fault == "unforeseen":
+            raise OSError(12, "Cannot allocate memory")
         return report(1, state="failed", failure="unreachable")
 
     times = looks(clock, look, link, 24 * HOUR)

@@ -35,7 +35,8 @@ from clients import updater as updater_module
 from clients.compiled import CompiledEngine, CompiledModel
 from clients.followed import MainServer, read_check
 from clients.recogniser import Recogniser
-from clients.updater import Outcome, Updater, UpdateRunningError
+from clients.update_process import UpdateEndedError
+from clients.updater import DownloadDueError, Outcome, Updater, UpdateRunningError
 from clients.vault import Vault, VaultError
 from clients.versions import Threshold, read_versions, thresholds_of
 from fedspk import remote as remote_module
@@ -437,6 +438,82 @@ def test_an_altered_note_is_noticed(device: Recogniser, box: str) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(VaultError):
+        check(device)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_recording_holds_nobody_else_back(
+    device: Recogniser, repository: Repository, models: list[Path]
+) -> None:
+    publish_calibrated(repository, models[1], 0.75)
+    vault = device._vault
+    anna = vault.user("anna")
+    damage(vault.home / "users" / anna.id / "0.audio")
+    outcome = check(device)
+    assert (outcome.version.number, outcome.re_enrolled, outcome.trouble) == (2, 1, None)
+    assert device.verify("bert", voice(1, 7), CUT).accepted
+    assert [each.user for each in device.identify(voice(1, 7), CUT)] == ["bert"]
+    with pytest.raises(VaultError, match="was altered"):
+        device.verify("anna", voice(0, 7), CUT)
+    assert list(vault.unserved(outcome.version.model_hash)) == [anna.id]
+
+
+def test_a_profile_that_does_not_open_is_made_anew(device: Recogniser) -> None:
+    vault, model_hash = device._vault, device.versions.current.model_hash
+    for path in vault.home.glob("users/*/*.profile"):
+        damage(path)
+    assert vault.unserved(model_hash) == {}
+    assert device.verify("anna", voice(0, 7), CUT).accepted
+    assert vault.profile(vault.user("anna"), model_hash).profile.utterances == 3
+
+
+def test_a_model_box_that_was_altered_is_noted(
+    device: Recogniser, repository: Repository, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(repository, models[1])
+
+    def altered(*_: Any) -> int:
+        raise VaultError("a box was altered.")
+
+    monkeypatch.setattr(Recogniser, "swap", altered)
+    check(device)
+    last = read_check(device._vault)
+    assert last is not None
+    assert last.trouble is not None
+    assert (last.trouble.failure, last.trouble.version) == ("other", 2)
+
+
+def test_a_version_whose_update_dies_again_and_again_is_left_alone(
+    device: Recogniser, repository: Repository, server: BentServer, models: list[Path]
+) -> None:
+    publish(repository, models[1])
+    time = datetime(2026, 1, 1, tzinfo=UTC)
+    updater = Updater(device._vault, now=lambda: time)
+    for tries in (1, 2, 3):
+        with pytest.raises(DownloadDueError) as due:
+            updater.look()
+        outcome = updater.give_up(due.value.version, UpdateEndedError("the process was killed."))
+        assert outcome.trouble is not None
+        assert (outcome.trouble.version, outcome.trouble.tries) == (2, tries)
+        server.bend = lambda _, answer: setattr(answer, "status", 503)
+        assert updater.look().report().failure == "unreachable"
+        server.bend = lambda *_: None
+    assert updater.look().report().failure == "other"
+    assert updater.check(again=True).changed
+    assert updater.give_up(2, UpdateEndedError("the process was killed.")).trouble is None
+
+
+def test_a_lock_that_cannot_be_made_is_told_in_a_sentence(
+    device: Recogniser,
+) -> None:
+    (device._vault.home / "update.lock").unlink()
+    (device._vault.home / "update.lock").mkdir()
+    with pytest.raises(FedspkError, match="cannot be written"):
         check(device)
 
 

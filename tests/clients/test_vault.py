@@ -7,15 +7,17 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import toy_device
-from toy_device import THRESHOLDS, new_device, open_device, toy_model, voice
+from toy_device import THRESHOLDS, ask, new_device, open_device, toy_model, voice
 
 from clients.recogniser import Recogniser
 from clients.vault import User, Vault, VaultError, from_pcm, to_pcm
 from fedspk.errors import FedspkError
+from fedspk.files import PARTIAL
 
 MODEL = toy_model().model_hash
 
@@ -304,6 +306,29 @@ def test_a_home_holds_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(FedspkError, match="other users"):
         new_device(tmp_path / "open")
+
+
+def test_what_others_are_writing_is_left_alone(vault: Vault) -> None:
+    partial = vault.home / "remote" / f".timestamp.json.x{PARTIAL}"
+    partial.parent.mkdir(exist_ok=True)
+    partial.touch()
+    leftover = vault.home / "users" / f".1.audio.x{PARTIAL}"
+    leftover.touch()
+    with vault.writing():
+        assert partial.exists()
+        assert not leftover.exists()
+
+
+def test_the_passphrase_is_changed_by_one_who_writes_alone(vault: Vault) -> None:
+    """Otherwise another writer would take the new key's unfinished file for a leftover."""
+    changing = Thread(target=vault.change_passphrase, args=(lambda: b"another passphrase",))
+    with vault.writing():
+        changing.start()
+        changing.join(0.3)
+        assert changing.is_alive()
+        assert Vault.open(vault.home, ask).device == vault.device
+    changing.join()
+    assert Vault.open(vault.home, lambda: b"another passphrase").device == vault.device
 
 
 def test_two_writers_take_turns(device: Recogniser, vault: Vault) -> None:
