@@ -83,7 +83,9 @@ class AuditLog:
                 size = os.fstat(descriptor).st_size
                 if size and os.pread(descriptor, 1, size - 1) != b"\n":  # torn by a power cut
                     line = "\n" + line
-                os.write(descriptor, line.encode())
+                rest = memoryview(line.encode())
+                while rest:  # a full disk first takes a part, then nothing
+                    rest = rest[os.write(descriptor, rest) :]
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

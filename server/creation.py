@@ -75,7 +75,9 @@ def create(folder: Path, aggregator: Path | None = None, passphrase: bytes | Non
         (hidden / "keys").mkdir(mode=0o700)
         for owner, signer in made.items():
             save_key(key_file(hidden / "keys", owner, signer.public_key), signer, passphrase)
-        (hidden / "public" / "targets").mkdir(parents=True)
+        for name in ("public", "public/targets", "public/metadata"):
+            (hidden / name).mkdir()
+            (hidden / name).chmod(0o755)  # for a web server, whatever the umask
         _write_first_metadata(hidden / "public" / "metadata", made, public)
         Repository(hidden).audit.append("init", 1)
         hidden.replace(folder)

@@ -3,7 +3,7 @@
     DIR/uploads/<sha256>             whole and checked
     DIR/uploads/.<random>.incoming   on its way
 
-What nobody publishes is deleted after `KEPT`.
+What nobody publishes is deleted after `KEPT`; all together take `MOST_WAITING` at most.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Self
 
 from fedspk.errors import FedspkError
-from fedspk.files import sync
-from server.faults import NotFoundError
+from fedspk.files import explained, sync
+from server.faults import ConflictError, NotFoundError
 
 KEPT = timedelta(days=1)
+MOST_WAITING = 16 << 30
+"""A token that leaks fills no disk, so that metadata can still be signed again; in bytes."""
 
 
 class Uploads:
@@ -68,6 +70,7 @@ class Incoming:
 
     Raises (all methods):
         FedspkError: the disk is full, or cannot be written.
+        ConflictError: too much waits already.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,9 +95,21 @@ class Incoming:
         """Add to the file."""
         self._digest.update(block)
         try:
+            self._check_room(len(block))
             self._file.write(block)
         except OSError as error:
             raise self._explained(error) from error
+
+    def _check_room(self, length: int) -> None:
+        waiting = 0
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # published meanwhile
+                waiting += path.stat().st_size
+        if waiting + length > MOST_WAITING:
+            raise ConflictError(
+                f"{MOST_WAITING >> 20} MiB of uploads wait already; publish them, or try again "
+                "when they have been deleted."
+            )
 
     def keep(self, sha256: str) -> tuple[int, bool]:
         """Keep the file if it has this hash; return its length, and whether it is new.
@@ -119,4 +134,4 @@ class Incoming:
         return length, is_new
 
     def _explained(self, error: OSError) -> FedspkError:
-        return FedspkError(f"{self._folder}: cannot be written ({error.strerror}).")
+        return explained(error, self._folder)

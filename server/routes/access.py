@@ -25,14 +25,15 @@ _signature = APIKeyHeader(
 )
 
 
-def service_of(request: Request) -> Service:
+# These only look something up: as coroutines they need no thread.
+async def service_of(request: Request) -> Service:
     """Return what the app serves."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
 
 
-def metrics_of(request: Request) -> Metrics:
+async def metrics_of(request: Request) -> Metrics:
     """Return where the app counts."""
     metrics = request.app.state.metrics
     assert isinstance(metrics, Metrics)
@@ -79,22 +80,12 @@ Releaser = Annotated[Operator, Depends(allow("operator", "aggregator"))]
 Changer = Annotated[Operator, Depends(allow("operator"))]
 
 
-async def _raw_body(request: Request) -> bytes:
-    return await request.body()
-
-
 class Signature:
     """The signature of a request, not believed yet."""
 
-    def __init__(
-        self,
-        request: Request,
-        body: Annotated[bytes, Depends(_raw_body)],
-        service: Serving,
-        header: Annotated[str | None, Depends(_signature)],
-    ) -> None:
+    def __init__(self, request: Request, body: bytes, service: Service, header: str) -> None:
         self._request, self._body, self._clock = request, body, service.clock
-        self._signed = SignedRequest.from_header(header or "")
+        self._signed = SignedRequest.from_header(header)
 
     def check(self, device: str, public_key: bytes) -> int:
         """Accept a request that the owner of `public_key` signed for `device` just now.
@@ -122,7 +113,13 @@ class Signature:
         return signed.time_ms
 
 
-Signed = Annotated[Signature, Depends()]
+async def _signature_of(
+    request: Request, service: Serving, header: Annotated[str | None, Depends(_signature)]
+) -> Signature:
+    return Signature(request, await request.body(), service, header or "")
+
+
+Signed = Annotated[Signature, Depends(_signature_of)]
 
 
 def _reporting(device: Annotated[DeviceId, Path()], signature: Signed, service: Serving) -> int:

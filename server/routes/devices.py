@@ -16,6 +16,7 @@ from server.routes.messages import REFUSALS, Devices, Invited, NewInvitation, Re
 router = APIRouter(prefix=API, tags=["devices"], responses=REFUSALS)
 
 Id = Annotated[DeviceId, Path()]
+Named = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 @router.post("/devices", status_code=201, responses={200: {"model": Registered}})
@@ -45,8 +46,8 @@ def invite(invitation: NewInvitation, operator: Changer, service: Serving) -> In
 
 
 @router.delete("/devices/{device}")
-def revoke(device: Id, operator: Changer, service: Serving) -> DeviceRecord:
-    """Revoke a device for good."""
+def revoke(device: Named, operator: Changer, service: Serving) -> DeviceRecord:
+    """Revoke a device for good, by its id or its name: one that is invited has only a name."""
     return service.registry.revoke(device, operator.name)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 from main_server import SigningDevice, bearer, make_service, now_ms, serving
@@ -175,6 +176,18 @@ def test_an_upload_may_be_repeated_and_is_gone_when_published(
     assert [*(repository.folder / "uploads").iterdir()] == []
     body = {"model": digest, "manifest": {}}
     refused(api("operator", "POST", "/versions", json=body), 404, "no upload")
+
+
+def test_all_uploads_together_have_a_limit(
+    api: Api, repository: Repository, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = models[0].stat().st_size
+    monkeypatch.setattr("server.uploads.MOST_WAITING", size * 3 // 2)
+    first = api.upload(models[0])
+    digest = hashlib.sha256(models[1].read_bytes()).hexdigest()
+    path, content = f"/uploads/{digest}", models[1].read_bytes()
+    refused(api("aggregator", "PUT", path, content=content), 409, "of uploads wait already")
+    assert [each.name for each in (repository.folder / "uploads").iterdir()] == [first]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -346,6 +359,28 @@ def test_a_device_registers_with_its_key_and_reports(api: Api) -> None:
     assert api("operator", "DELETE", f"/devices/{device.id}").json()["state"] == "revoked"
     refused(device.report(api.client), 403, "revoked")
     assert api("aggregator", "GET", "/register").json()["devices"] == {}
+
+
+def test_an_invitation_is_withdrawn_by_its_name(api: Api) -> None:
+    token = api("operator", "POST", "/invitations", json={"name": "kitchen"}).json()["token"]
+    assert api("operator", "DELETE", "/devices/kitchen").json()["state"] == "revoked"
+    refused(SigningDevice(1).register(api.client, token), 403, "revoked")
+    refused(api("operator", "DELETE", "/devices/cellar"), 404, "no device")
+
+
+def test_a_report_takes_two_turns_of_a_thread(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    invited = api("operator", "POST", "/invitations", json={"name": "kitchen"}).json()
+    device = SigningDevice(1)
+    device.register(api.client, invited["token"])
+    turns, run_sync = [], anyio.to_thread.run_sync
+
+    async def counted(function: Any, *arguments: Any, **more: Any) -> Any:
+        turns.append(function)
+        return await run_sync(function, *arguments, **more)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    assert device.report(api.client).status_code == 204
+    assert len(turns) == 2, "the signature is judged, and the report kept"
 
 
 def test_a_request_is_accepted_once_and_only_near_its_time(api: Api) -> None:

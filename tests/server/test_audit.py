@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
+from fedspk.errors import FedspkError
 from server.audit import AuditLog
 
 
@@ -36,6 +38,20 @@ def test_a_torn_line_is_left_out_and_the_next_is_whole(log: AuditLog, tmp_path: 
     assert [each["action"] for each in log.entries()] == ["first"]
     log.note("second", "ann")
     assert [each["action"] for each in log.entries()] == ["first", "second"]
+
+
+def test_a_line_of_which_a_part_was_written_is_an_error(log: AuditLog, tmp_path: Path) -> None:
+    log.note("first", "ann")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "audit.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+    try:
+        with pytest.raises(FedspkError, match="cannot be written"):
+            log.note("second", "ann")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.note("third", "ann")
+    assert [each["action"] for each in log.entries()] == ["first", "third"]
 
 
 def test_a_killed_change_is_marked_whatever_devices_did_meanwhile(log: AuditLog) -> None:

@@ -152,3 +152,14 @@ def test_the_audit_log_does_not_believe_the_environment(
         made = operations.promotion(repository, state, 1, "canary")
         operations.publish(repository, state, made, keys_of(repository), "promote")
     assert repository.audit.entries()[-1]["who"] == pwd.getpwuid(os.getuid()).pw_name
+
+
+def test_a_web_server_can_read_what_is_public(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        create(tmp_path / "versions")
+    finally:
+        os.umask(before)
+    public = tmp_path / "versions" / "public"
+    for folder in (public, public / "metadata", public / "targets"):
+        assert folder.stat().st_mode & 0o777 == 0o755
