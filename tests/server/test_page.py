@@ -14,6 +14,7 @@ from typing import Any, get_args
 import httpx
 import pytest
 from page_server import HOSTILE, PageServer, page_server, settled
+from version_repository import evaluated
 
 from fedspk.api import Failure, Report
 from server.page.access import COOKIE
@@ -499,3 +500,14 @@ def test_a_page_of_a_list_is_always_one_that_there_is(
     pages = Pages.cut(total, wanted, 50)
     assert (pages.first, pages.last) == shown
     assert replace(pages, number=1).total == total
+
+
+def test_a_version_on_another_corpus_is_hollow_though_a_channel_names_it(
+    empty: PageServer,
+) -> None:
+    empty.publish("stable")
+    empty.publish("canary", **evaluated(4.0, corpus="another"))
+    overview = empty.visitor().get("/").text
+    points = re.findall(r'<g class="(point[^"]*)"', overview)
+    named = {each for each in points if "canary" in each or "stable" in each}
+    assert named in ({"point canary other", "point stable"}, {"point canary", "point stable other"})
