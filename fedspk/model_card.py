@@ -1,4 +1,9 @@
-"""What trials say of a model: the evaluation and the thresholds of its manifest."""
+"""What trials say of a model: the evaluation and the thresholds of its manifest.
+
+All of it holds for the speakers and sounds of these trials. Rule of 30, rule of three and bootstrap
+take trials for independent; those of one speaker are not, so with few speakers the intervals are
+too narrow. A rate of a fleet's own speakers says nothing of strangers, who may do better.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +28,12 @@ it with a confidence of 90 per cent.
 Source: Doddington et al., "The NIST speaker recognition evaluation", 2000, "the rule of 30".
 """
 
+RULE_OF_THREE = 3.0
+"""Of n trials without an error, the true rate is at most 3 / n with a confidence of 95 per cent.
+
+Source: Hanley and Lippman-Hand, "If nothing goes wrong, is everything all right?", 1983.
+"""
+
 Scores = npt.NDArray[np.floating]
 
 
@@ -40,7 +51,7 @@ def model_card(
     Args:
         target: scores of target trials, (n,).
         nontarget: scores of non-target trials, (m,).
-        corpus: fingerprint of the speech; EERs on different corpora are never compared.
+        corpus: fingerprint of the trials; EERs on different ones are never compared.
         devices: how many devices or enrolments the trials are of.
         seed: seed of the bootstrap over trials.
         p_target: prior of a target trial in the detection cost.
@@ -50,6 +61,8 @@ def model_card(
     """
     found = error_rates(target.astype(np.float64), nontarget.astype(np.float64), p_target, seed)
     low, high = found["eer_interval"]
+    if found["eer"] == 0:  # redrawing finds no error that is not there
+        high = min(100.0, 100 * RULE_OF_THREE / min(len(target), len(nontarget)))
     evaluation = Evaluation(
         eer=found["eer"],
         # Redrawn trials may all do better, or worse, than those at hand.
@@ -88,8 +101,8 @@ def card_of_trials(
 def thresholds(nontarget: Scores) -> list[Threshold]:
     """Return thresholds by rising false-accept rate, for the rates that the trials support.
 
-    Impostors' scores reach a threshold at most at its rate, which makes `FEWEST_ERRORS` errors or
-    more. Of two rates between which equal scores leave no threshold, the lower is kept.
+    Of these scores at most this rate reaches the threshold, and `FEWEST_ERRORS` or more do: where
+    equal scores leave no such threshold, the rate is left out.
 
     >>> [round(cut.threshold, 4) for cut in thresholds(np.arange(600) / 600)]
     [0.9492, 0.8992]
@@ -97,11 +110,9 @@ def thresholds(nontarget: Scores) -> list[Threshold]:
     falling = np.sort(np.asarray(nontarget, dtype=np.float64))[::-1]
     cuts: list[Threshold] = []
     for rate in FALSE_ACCEPT_RATES:
-        accepted = int(rate * len(falling))
-        if accepted < FEWEST_ERRORS:
-            continue
-        cut = _above(falling, accepted)
-        if not cuts or cut < cuts[-1].threshold:
+        cut = _above(falling, int(rate * len(falling)))
+        errors = np.count_nonzero(falling >= cut)
+        if errors >= FEWEST_ERRORS and (not cuts or cut < cuts[-1].threshold):
             cuts.append(Threshold(false_accept_rate=rate, threshold=cut))
     return cuts
 

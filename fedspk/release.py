@@ -122,7 +122,10 @@ class Privacy(_Document):
 
 
 class Evaluation(_Document):
-    """How well a model did: EER and its 95 % interval in per cent, on a corpus by fingerprint."""
+    """How well a model did: EER and its 95 % interval in per cent, on trials by fingerprint.
+
+    The interval is one over trials: too narrow where few speakers spoke them.
+    """
 
     eer: Percent
     eer_interval: tuple[Percent, Percent]
@@ -139,7 +142,9 @@ class Evaluation(_Document):
 
 
 class Threshold(_Document):
-    """Scores from `threshold` on accept; impostors reach it at `false_accept_rate` (0 to 1)."""
+    """Scores from `threshold` on accept; of the trials' non-targets at most a share of
+    `false_accept_rate` (0 to 1) reached it.
+    """
 
     false_accept_rate: float = Field(gt=0, lt=1)
     threshold: float

@@ -39,7 +39,7 @@ from simulations.federated.cast import (
     joined,
 )
 from simulations.federated.config import ExperimentConfig, arm_name
-from simulations.federated.plan import Plan, make_plan, save_plan
+from simulations.federated.plan import Plan, make_plan, save_plan, trials_fingerprint
 from simulations.federated.report import write_report
 from simulations.federated.results import (
     ArmResult,
@@ -227,7 +227,7 @@ def _write_manifest(
     card = model_card(
         trials.target,
         trials.nontarget,
-        corpus=corpus.fingerprint,
+        corpus=trials_fingerprint(stage.folder, corpus.fingerprint, config),
         devices=stage.devices,
         seed=config.seed,
     )

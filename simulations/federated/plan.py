@@ -6,6 +6,8 @@ enrolment and test utterances each get sessions of the `test` condition, which t
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -248,6 +250,20 @@ def open_trial_rows(folder: Path) -> TrialRows:
         for owner in content["owners"]
     )
     return TrialRows(owners, tuple(content["outsiders"]))
+
+
+def trials_fingerprint(folder: Path, corpus: str, config: ExperimentConfig) -> str:
+    """Return a hash, in hex, of a saved plan's trials: other seeds or speakers make others.
+
+    Args:
+        folder: of the plan.
+        corpus: the corpus's own fingerprint.
+        config: of the experiment.
+    """
+    owners = open_trial_rows(folder).owners
+    compared = [[owner.speaker, owner.enrolment, owner.test] for owner in owners]
+    trials = json.dumps([corpus, config.seed, config.test_sessions, compared])
+    return hashlib.sha256(trials.encode()).hexdigest()
 
 
 def _nested(value: Any) -> Any:

@@ -20,6 +20,7 @@ from simulations.executors import Executor, SerialExecutor, open_executor
 from simulations.federated import arms
 from simulations.federated.config import ExperimentConfig, load_config
 from simulations.federated.experiment import run_experiment
+from simulations.federated.plan import trials_fingerprint
 
 TINY = {
     "corpus": "synthetic:speakers=8,utterances=10,sessions=2",
@@ -115,7 +116,7 @@ def test_results_say_how_they_were_made(finished: Path) -> None:
 
 
 def test_models_are_published_with_what_the_run_knows_of_them(
-    finished: Path, tmp_path: Path
+    config: ExperimentConfig, finished: Path, tmp_path: Path
 ) -> None:
     models, versions = finished / "fold-0" / "models", tmp_path / "versions"
     assert run(["server", "init", str(versions)]) == 0
@@ -131,7 +132,12 @@ def test_models_are_published_with_what_the_run_knows_of_them(
     best = int(results["summary"]["federated"]["cost"]["best_step"])
     assert (manifest.training.round, manifest.training.cohort_size) == (best, 3 if best else None)
     assert manifest.training.config["encoder"] == "tdnn"  # type: ignore[index]
-    assert manifest.evaluation.corpus == results["corpus"]["fingerprint"]
+    fold, corpus = finished / "fold-0", results["corpus"]["fingerprint"]
+    first = repository.manifest(repository.read(), "model", 1).evaluation
+    assert first is not None and first.corpus == manifest.evaluation.corpus
+    assert manifest.evaluation.corpus == trials_fingerprint(fold, corpus, config)
+    other = config.model_copy(update={"seed": config.seed + 1})  # other sessions are drawn
+    assert manifest.evaluation.corpus != trials_fingerprint(fold, corpus, other)
 
 
 def test_worker_processes_give_the_same_numbers(
