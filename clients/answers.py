@@ -69,5 +69,10 @@ def device_status(vault: Vault, versions: Versions) -> dict[str, Any]:
         "left": check.version_left(versions.current) if check else None,
         "channel": check.channel if check else None,
         "last_check": check.at.isoformat(timespec="seconds") if check else None,
-        "trouble": {"failure": trouble.failure, "error": trouble.sentence} if trouble else None,
+        "trouble": trouble
+        and {
+            "failure": trouble.failure,
+            "error": trouble.sentence,
+            "version": trouble.version,
+        },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -166,6 +167,8 @@ def _open(home: Path | None, passphrase_file: Path | None) -> Recogniser:
 def _cut(false_accept: float, given: float | None) -> Threshold | float:
     from clients.versions import Threshold
 
+    if math.isnan(false_accept) or (given is not None and math.isnan(given)):
+        raise FedspkError("--threshold and --false-accept must be numbers.")
     return false_accept if given is None else Threshold(given, None)
 
 

@@ -36,13 +36,11 @@ def home_folder(home: Path | None) -> Path:
 
 def open_vault(home: Path | None, passphrase_file: Path | None) -> Vault:
     """Open the vault of the device; from now on this process leaves no core dump."""
-    import resource
-
+    from clients.secret_input import leave_no_core_dump
     from clients.vault import Vault
     from clients.vault_key import passphrase_source
 
-    _, most = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # a crash must not write keys to the disk
+    leave_no_core_dump()
     return Vault.open(home_folder(home), passphrase_source(passphrase_file))
 
 

@@ -87,6 +87,7 @@ def init(
     """Make this machine a device: an encrypted vault, and the model that it starts with."""
     from clients.followed import MainServer
     from clients.recogniser import create_device
+    from clients.secret_input import leave_no_core_dump
     from clients.vault_key import default_protection, passphrase_source
     from clients.versions import read_versions
 
@@ -96,6 +97,7 @@ def init(
         raise FedspkError("--root, --ca and --token-file belong to a --server.")
     if server is not None and (root is None or manifest is not None):
         raise FedspkError("with --server give its --root FILE, and no --manifest.")
+    leave_no_core_dump()
     folder = home_folder(home)
     protection = protect or ("passphrase" if passphrase_file else default_protection())
     ask = passphrase_source(passphrase_file, twice=True)
@@ -218,6 +220,7 @@ def status(
     home: HomeOption = None, passphrase_file: PassphraseOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the model versions and who is enrolled."""
+    from clients.answers import device_status
     from clients.followed import read_check, read_server
     from clients.vault_key import protection_of
     from clients.versions import read_versions
@@ -228,40 +231,15 @@ def status(
     server, check = read_server(vault), read_check(vault)
     current, previous = versions.current, versions.previous
     if as_json:
-        trouble = check.trouble if check else None
-        print_json(
-            home=str(vault.home),
-            device=vault.device,
-            protection=protection,
-            model=current.model_hash,
-            version=current.number,
-            previous=previous and previous.model_hash,
-            thresholds=[
-                {"false_accept": each.false_accept, "score": each.score}
-                for each in current.thresholds
-            ],
-            server=server and server.address,
-            registered=vault.registered_with() is not None,
-            left=check and check.version_left(current),
-            channel=check and check.channel,
-            checked=check and check.at.isoformat(timespec="seconds"),
-            failure=trouble
-            and {
-                "failure": trouble.failure,
-                "sentence": trouble.sentence,
-                "version": trouble.version,
-            },
-            users=[
-                {"name": user.name, "recordings": len(user.recordings), "seconds": user.seconds}
-                for user in users
-            ],
-            damaged=sorted(vault.unserved(current.model_hash)),
-        )
+        print_json(**device_status(vault, versions))
         return
     typer.echo(f"device    {vault.device[:8]} in {vault.home}, key guarded by a {protection}")
     typer.echo(f"model     {_named(current)}, {_calibration(current)}")
     typer.echo(f"previous  {_named(previous) if previous else 'none'}")
     typer.echo(f"server    {_following(server, check)}")
+    if server is not None:
+        known = vault.registered_with() or "nobody; see `fedspk device register`"
+        typer.echo(f"known to  {known}")
     left = _left(current, check)
     if left:
         typer.echo(f"left      {left}")

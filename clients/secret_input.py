@@ -6,14 +6,18 @@ service, which a TPM may protect, else from the terminal.
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import os
+import resource
 import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedspk.errors import FedspkError
+
+_PR_SET_DUMPABLE = 4  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,14 @@ class Secret:
         return typed.encode()
 
 
+def leave_no_core_dump() -> None:
+    """Keep a crash of this process from writing keys to the disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+    if sys.platform == "linux":  # the limit does not hold where a program collects the dumps
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def check_private(path: Path, foreign: int = stat.S_IRWXG | stat.S_IRWXO) -> None:
     """Refuse a file or folder that is not this user's alone.
 
@@ -83,6 +95,6 @@ def check_private(path: Path, foreign: int = stat.S_IRWXG | stat.S_IRWXO) -> Non
 
 def _first_line(file: Path) -> bytes:
     try:
-        return file.read_bytes().split(b"\n", 1)[0]
+        return file.read_bytes().split(b"\n", 1)[0].removesuffix(b"\r")
     except OSError as error:
         raise FedspkError(f"{file}: cannot be read ({error.strerror}).") from error

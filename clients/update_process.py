@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clients.secret_input import leave_no_core_dump
 from clients.updater import Updater
 from clients.vault import Vault
 from clients.vault_key import VaultKey
@@ -117,7 +117,7 @@ def main() -> None:
     """Be that process."""
     os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent stops
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    leave_no_core_dump()
     secret = json.loads(sys.stdin.buffer.readline())
     vault = Vault(Path(secret["home"]), VaultKey(secret["device"], bytes.fromhex(secret["key"])))
     current = read_versions(vault).current

@@ -78,7 +78,7 @@ class _Deadline:
 
 
 class _Connection(HTTPConnection):
-    def getresponse(self) -> HTTPResponse:
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
         with _Deadline(self):
             return super().getresponse()
 
@@ -88,7 +88,7 @@ class _TLSConnection(HTTPSConnection):
         with _Deadline(self):
             super().connect()
 
-    def getresponse(self) -> HTTPResponse:
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
         with _Deadline(self):
             return super().getresponse()
 

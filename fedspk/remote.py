@@ -243,7 +243,12 @@ class RemoteVersions:
         except BadVersionNumberError as error:
             self._refuse(f"shows an older state than it did before ({error})", "rollback", error)
         except UnsignedMetadataError as error:
-            self._refuse(f"its metadata lack signatures ({error})", "signature", error)
+            self._refuse(
+                f"its metadata lack signatures of those whom the trusted root names ({error}); if "
+                "the root.json that was given is another server's, use this one's",
+                "signature",
+                error,
+            )
         except (RepositoryError, ValueError) as error:
             self._refuse(f"what it sends is not what was signed ({error})", "damaged", error)
         except OSError as error:

@@ -155,6 +155,25 @@ def test_no_command_leaves_a_core_dump(
     resource.setrlimit(resource.RLIMIT_CORE, (most, most))
     answer(capsys, "status", *place)
     assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+    assert "no such model file" in fails(capsys, "init", *place, "--model", "none.safetensors")
+    assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+
+
+def test_a_threshold_is_a_number(
+    capsys: pytest.CaptureFixture[str], place: list[str], tmp_path: Path
+) -> None:
+    file = sound(tmp_path, 0, 1)
+    for option in ("--threshold", "--false-accept"):
+        sentence = fails(capsys, "verify", *place, "--user", "anna", option, "nan", file)
+        assert "must be numbers" in sentence
+
+
+@pytest.mark.parametrize("poll", ["nan", "inf", "0.5", "1e11"])
+def test_a_poll_period_that_will_not_do_is_refused(
+    capsys: pytest.CaptureFixture[str], place: list[str], poll: str
+) -> None:
+    assert "--poll must be from 1" in fails(capsys, "run", *place, "--poll", poll)
 
 
 def test_a_damaged_user_is_shown_and_forgotten_by_id(

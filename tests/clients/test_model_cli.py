@@ -99,12 +99,13 @@ def test_a_device_is_made_updated_and_asked_how_it_is(
     assert updated == {"version": 2, "channel": "stable", "changed": True, "re_enrolled": 0}
     found = json.loads(answer(capsys, "status", *place, "--json"))
     assert (found["version"], found["server"], found["channel"]) == (2, server.address, "stable")
-    assert found["failure"] is None
+    assert found["trouble"] is None
     text = answer(capsys, "status", *place)
     assert "model     version 2, model" in text
     assert "previous  version 1, model" in text
     assert f"server    {server.address}, channel stable, last looked 2" in text
     assert "trouble   " not in text
+    assert "known to  nobody" in text
 
 
 def test_an_update_by_hand_is_reported_and_a_server_that_is_away_is_a_warning(
@@ -181,12 +182,17 @@ def test_a_device_follows_its_server_to_another_address(
     assert (found["version"], found["server"]) == (2, moved.address)
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_a_device_goes_to_another_server_only_with_its_root(
     capsys: pytest.CaptureFixture[str],
     init: list[str],
     place: list[str],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_killed: bool,
 ) -> None:
+    if is_killed:  # before it deletes what it has seen of the former server
+        monkeypatch.setattr("clients.updater.shutil.rmtree", lambda *_, **__: None)
     answer(capsys, *init)
     vault = Vault.open(tmp_path / "home", toy_device.ask)
     before = read_server(vault)
@@ -232,7 +238,7 @@ def test_trouble_is_told_once_and_stands_in_the_status(
     server.bend = lambda _, bent_answer: setattr(bent_answer, "status", 503)
     assert "status 503" in fails(capsys, "update", *place)
     assert "trouble   http" in answer(capsys, "status", *place)
-    failure = json.loads(answer(capsys, "status", *place, "--json"))["failure"]
+    failure = json.loads(answer(capsys, "status", *place, "--json"))["trouble"]
     assert (failure["failure"], failure["version"]) == ("unreachable", None)
     server.bend = lambda *_: None
     answer(capsys, "update", *place)

@@ -168,7 +168,7 @@ def test_the_passphrase_is_changed_and_the_vault_is_not(
     vault = new_device(tmp_path / "home", "anna")._vault
     key = load_key(vault.home, toy_device.ask)
     old = private_file(tmp_path / "old", PASSPHRASE)
-    new = private_file(tmp_path / "new", b"another passphrase\n")
+    new = private_file(tmp_path / "new", b"another passphrase\r\n")
     where = ["--home", str(vault.home), "--passphrase-file", str(old)]
     command = ["device", "change-passphrase", *where, "--new-passphrase-file", str(new)]
     assert run(command) == 0
