@@ -63,6 +63,7 @@ _SMALL_RUN = RunConfig(
 def main(grid: Grid, context: Context) -> None:
     """Run a federation on the devices that the grid reaches."""
     from aggregator.federation import run_federation
+    from fedspk.files import read_json, write_json
     from fedspk.weights import WeightStore
 
     config = _run_config(context)
@@ -88,7 +89,11 @@ def main(grid: Grid, context: Context) -> None:
     if result.privacy is not None:
         _log.info("%s", result.privacy)
     if handover and result.verdict.published:
-        handover.finish(result.model, result.history[result.best_round], result.budget)
+        # Started again, a finished run must not undo what was published since.
+        note, done = _folder(context, "checkpoints") / "published.json", result.model
+        if not note.exists() or read_json(note) != {"model": done, "rounds": result.rounds}:
+            handover.finish(done, result.history[result.best_round], result.budget)
+            write_json(note, {"model": done, "rounds": result.rounds})
 
 
 def _handover(context: Context, config: RunConfig, store: WeightStore) -> Handover | None:
@@ -129,7 +134,13 @@ def _initial(
     note = _folder(context, "checkpoints") / "initial.json"
     if not note.exists():
         write_json(note, {"channel": channel, "model": handover.start(channel)})
-    return str(read_json(note)["model"])
+    noted = read_json(note)
+    if noted["channel"] != channel:
+        raise FedspkError(
+            f"init is {channel!r}, but {note} says that this run started from "
+            f"{noted['channel']!r}; name another folder of checkpoints to start afresh."
+        )
+    return str(noted["model"])
 
 
 def _evaluation(context: Context, config: RunConfig) -> Evaluate | None:

@@ -83,11 +83,14 @@ class ModelFile:
         """Return what `fedspk.engine.model_hash` says of the described model."""
         digest = hashlib.sha256()
         for name in self._names:
-            if name.startswith(ENCODER_PREFIX):
-                weights = np.ascontiguousarray(self._file.get_tensor(name), dtype="<f4")
-                if not np.isfinite(weights).all():
-                    raise FedspkError(f"{self._path}: weight {name!r} is not finite.")
-                digest.update(weights.data)
+            is_encoder = name.startswith(ENCODER_PREFIX)
+            if not is_encoder and self._file.get_slice(name).get_dtype() != "F32":
+                continue
+            weights = self._file.get_tensor(name)
+            if not np.isfinite(weights).all():  # a head's, too: devices train on from it
+                raise FedspkError(f"{self._path}: weight {name!r} is not finite.")
+            if is_encoder:
+                digest.update(np.ascontiguousarray(weights, dtype="<f4").data)
         return described_hash(self.description(), digest.hexdigest())
 
     def generator(self) -> dict[str, Any]:

@@ -102,6 +102,17 @@ def test_a_finished_run_that_is_started_again_publishes_nothing(
         assert both.numbers() == [1, 2, 3, 4]
 
 
+def test_a_finished_run_that_is_started_again_undoes_nothing(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+) -> None:
+    run_app(tmp_path / "run", config, both.run_config(), {}, 2)
+    (other,) = put_models(store, config, 2)[1:]
+    both.handover(tmp_path / "versions", config, store).finish(other, record_of(1), None)
+    before = both.channel()
+    run_app(tmp_path / "run", config, both.run_config(), {}, 2)
+    assert both.channel() == before
+
+
 def test_a_run_that_goes_on_publishes_where_it_stopped(
     both: Parties, tmp_path: Path, config: RunConfig
 ) -> None:
@@ -422,6 +433,8 @@ def test_a_run_starts_from_what_a_channel_names_and_goes_on_from_the_same(
     run_app(tmp_path / "run", config, settings, {}, 2)
     state = load_checkpoint(tmp_path / "run" / "checkpoints", config, model)
     assert state is not None and state.round == 2
+    with pytest.raises(FedspkError, match="says that this run started from 'training'"):
+        run_app(tmp_path / "run", config, {**settings, "init": "stable"}, {}, 2)
     assert [both.manifest(n).training.round for n in both.numbers()][:2] == [0, 1]
 
 

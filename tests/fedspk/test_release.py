@@ -282,6 +282,17 @@ def test_weights_that_are_no_numbers_are_not_signed(tmp_path: Path, model: Path)
         draft_manifest({}, path, 1, created=CREATED)
 
 
+def test_a_head_that_is_no_number_is_not_signed(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    state = {
+        name: weights * float("nan") if name.startswith("head.") else weights
+        for name, weights in load_file(model).items()
+    }
+    save_file(state, path, {DESCRIPTION_KEY: DESCRIPTION.to_json()})
+    with pytest.raises(FedspkError, match=r"weight 'head\..*' is not finite"):
+        draft_manifest({}, path, 1, created=CREATED)
+
+
 def test_a_generator_is_known_by_the_hash_of_its_file(tmp_path: Path) -> None:
     path = make_generator(tmp_path / "gan.safetensors")
     manifest = draft_manifest({"kind": "gan"}, path, 1, created=CREATED)
