@@ -20,7 +20,8 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 def memory_folder() -> Iterator[Path]:
     """Yield an empty folder in memory, this user's alone, which is deleted at the end.
 
-    What killed processes left of theirs is deleted too.
+    What killed processes left of theirs is deleted too, unless somebody still shares the lock on
+    the file `lock` in it.
 
     Raises:
         FedspkError: this machine offers no folder in memory.
@@ -30,7 +31,9 @@ def memory_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 0700
     try:
         with (folder / "lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            lock.write(b"locked\n")
+            lock.flush()
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,8 +66,9 @@ def _delete_leftovers(parent: Path) -> None:
         try:
             if folder.stat().st_uid != os.geteuid():
                 continue
-            with (folder / "lock").open("wb") as lock:
+            with (folder / "lock").open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock.fileno()).st_size:  # its owner has locked it once
+                    shutil.rmtree(folder, ignore_errors=True)
         except OSError:  # in use, or just being made or deleted
             continue
-        shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from clients import keeper
 from clients.enrolment import IDENTITY_FILE
 from clients.followed import MainServer, read_server
 from clients.memory_folder import memory_folder
@@ -24,7 +25,6 @@ from fedspk.flower_environment import flower_environment
 from fedspk.remote import RemoteVersions
 
 _POLL_S = 0.5
-_FAREWELL_S = 10.0
 
 NodeValue = int | float | str
 
@@ -99,7 +99,7 @@ def run_supernode(
         if server.ca is not None:
             settings["server-ca"] = str(server.ca)
         write_text(folder / "node.toml", _toml(settings))
-        _run(_command(federation, folder / "node.toml"), folder / "flower", stop)
+        _run(_command(federation, folder / "node.toml"), folder, stop)
 
 
 def _front_end(server: MainServer, folder: Path, device: str) -> FrontEndConfig:
@@ -128,16 +128,19 @@ def _command(federation: Federation, settings: Path) -> list[str]:
     return command
 
 
-def _run(command: list[str], home: Path, stop: threading.Event) -> None:
-    """Run a command with all its helpers until `stop` is set."""
+def _run(command: list[str], folder: Path, stop: threading.Event) -> None:
+    """Run a command with all its helpers in a folder until `stop` is set, or this process dies."""
+    closing, held = os.pipe()
     process = subprocess.Popen(
-        command,
-        env=flower_environment(home),
-        cwd=home.parent,
+        [sys.executable, "-I", keeper.__file__, str(closing), str(folder), *command],
+        env=flower_environment(folder / "flower"),
+        cwd=folder,
         stdin=subprocess.DEVNULL,
+        pass_fds=[closing],
         start_new_session=True,  # its group is the whole tree of its processes
         umask=0o077,
     )
+    os.close(closing)
     try:
         while not stop.wait(_POLL_S):
             if process.poll() is not None:
@@ -147,6 +150,7 @@ def _run(command: list[str], home: Path, stop: threading.Event) -> None:
                 )
     finally:
         _end(process)
+        os.close(held)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -157,7 +161,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except ProcessLookupError:
             break
         try:
-            process.wait(_FAREWELL_S)
+            process.wait(keeper.FAREWELL_S)
         except subprocess.TimeoutExpired:
             continue
 

@@ -59,7 +59,7 @@ def train(
     from clients.supernode import Federation, run_supernode
 
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     federation = Federation(
         superlink,
