@@ -39,7 +39,7 @@ class Likeness:
     def distance(self, real: Likeness) -> Tensor:
         """Return how far this is from what real pairs sound like, a scalar."""
         cosines = (self.same - real.same).abs() + (self.other - real.other).abs()
-        return cosines + (self.mean - real.mean).norm()
+        return cosines + torch.linalg.vector_norm(self.mean - real.mean)
 
     def lerp(self, other: Likeness, share: float) -> Likeness:
         """Return a mean of both, with this `share` of the other."""

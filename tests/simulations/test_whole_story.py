@@ -140,7 +140,9 @@ def _device(folder: Path, name: str, address: str, root: Path, versions: Path) -
     recordings = []
     for number, utterance in enumerate(corpus.speakers[_USERS[name]]):
         recordings.append(folder / f"{name}-{number}.wav")
-        soundfile.write(recordings[-1], corpus.source.read(utterance), SAMPLE_RATE, subtype="PCM_16")
+        soundfile.write(
+            recordings[-1], corpus.source.read(utterance), SAMPLE_RATE, subtype="PCM_16"
+        )
     token, passphrase = folder / f"{name}.token", folder / f"{name}.passphrase"
     _fedspk("server", "register-device", versions, name, "--out", token)
     passphrase.write_text(f"the vault of the {name}\n")
