@@ -39,7 +39,8 @@ class Likeness:
     def distance(self, real: Likeness) -> Tensor:
         """Return how far this is from what real pairs sound like, a scalar."""
         cosines = (self.same - real.same).abs() + (self.other - real.other).abs()
-        return cosines + torch.linalg.vector_norm(self.mean - real.mean)
+        away: Tensor = cosines + torch.linalg.vector_norm(self.mean - real.mean)
+        return away
 
     def lerp(self, other: Likeness, share: float) -> Likeness:
         """Return a mean of both, with this `share` of the other."""
