@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from clients.impostors import run_voices
 from fedspk import __version__
@@ -34,7 +33,9 @@ from simulations.federated.scoring import embed
 # Model metadata: marks of all utterances that it was trained on.
 HEARD = "fedspk.heard"
 
-_TAKES_HEARD = 4
+_TAKES_HEARD = 8  # of each invented speaker
+_CLASS_STEPS = 300
+_CLASS_RATE = 0.01
 
 
 def starting_model(
@@ -62,21 +63,27 @@ def starting_model(
 def with_invented_classes(start: SpeakerModel, config: ExperimentConfig) -> SpeakerModel:
     """Return the starting model with a class for every invented speaker in the public ones' place.
 
-    A class starts at the mean embedding of some of its speaker's utterances, length 1.
-
-    Source: Qi, Brown and Lowe, "Low-shot learning with imprinted weights", CVPR 2018.
+    The classes are trained on some takes of each speaker while the encoder stays as it is, as the
+    public speakers' classes have been trained: mean embeddings lie in a narrow cone, and rows
+    there would throw the first rounds off.
     """
     run = config.arm("individual", "gan")
     model = class_model(run, public=run.public, devices=0)
     state = start.state_dict()
     model.load_parameters({n: value for n, value in state.items() if n.startswith("encoder.")})
     voices = run_voices(config.generator, run)
-    classes = [
-        embed(model.encoder, voices.patches([speaker] * _TAKES_HEARD, range(_TAKES_HEARD)))
-        for speaker in range(run.public)
-    ]
-    means = torch.stack([F.normalize(each, dim=1).mean(dim=0) for each in classes])
-    model.load_parameters({"head.classes.public": F.normalize(means, dim=1)})
+    embeddings = torch.cat(
+        [
+            embed(model.encoder, voices.patches([speaker] * _TAKES_HEARD, range(_TAKES_HEARD)))
+            for speaker in range(run.public)
+        ]
+    ).clone()
+    labels = torch.arange(run.public).repeat_interleave(_TAKES_HEARD)
+    optimiser = torch.optim.Adam(model.head.parameters(), lr=_CLASS_RATE)
+    for _ in range(_CLASS_STEPS):
+        optimiser.zero_grad()
+        torch.autograd.backward(model.loss_of_embedding(embeddings, labels))
+        optimiser.step()
     return model.eval()
 
 
