@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from fedspk.files import write_bytes
+from fedspk.templates import template_environment
 
 FIGURE_STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -55,13 +56,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
 
 def page_template(folder: Path, **filters: Callable[..., str]) -> jinja2.Template:
     """Return `report.html.jinja` of a folder; it knows the filter `pvalue` and those given."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment(folder)
     environment.filters |= {"pvalue": show_p_value, **filters}
     return environment.get_template("report.html.jinja")
 

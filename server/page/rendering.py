@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from fastapi.responses import HTMLResponse, Response
 
+from fedspk.templates import template_environment
 from server.page import words
 
 _FOLDER = Path(__file__).parent
@@ -30,13 +31,7 @@ _TAG = hashlib.sha256(_STYLE).hexdigest()[:16]
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment(_FOLDER)
     environment.filters |= {
         "number": words.show_number,
         "signed": words.show_signed,
