@@ -15,7 +15,7 @@ from sounds import write_speakers
 from tiny_federation import tiny_config, tiny_store
 
 from aggregator.checkpoint import load_checkpoint
-from aggregator.handover import KEPT_ROUNDS
+from aggregator.handover import KEPT_ROUNDS, Handover
 from aggregator.publisher import MainServer
 from aggregator.record import RoundProgress, RoundRecord
 from clients.model_source import ModelNotReleasedError, ModelSource
@@ -58,6 +58,33 @@ def config() -> RunConfig:
 @pytest.fixture
 def store(tmp_path: Path) -> WeightStore:
     return WeightStore(tmp_path / "store")
+
+
+@pytest.fixture
+def handover(both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore) -> Handover:
+    """The way of a run to the server."""
+    return both.handover(tmp_path / "versions", config, store)
+
+
+@pytest.fixture
+def source(both: Parties, tmp_path: Path) -> ModelSource:
+    """Where a device has its models from."""
+    return ModelSource(both.address, tmp_path / "device", both.root)
+
+
+def lose_a_reply(patch: pytest.MonkeyPatch) -> list[int]:
+    """Lose the reply to the next proposal; its status is in the list then."""
+    send, lost = Connection.send, []
+
+    def losing(self: Connection, method: str, url: str, *rest: object) -> tuple[int, bytes]:
+        answer = send(self, method, url, *rest)
+        if url.endswith("/proposals") and not lost:
+            lost.append(answer[0])
+            raise VersionsUnreachable("the reply is lost")
+        return answer
+
+    patch.setattr(Connection, "send", losing)
+    return lost
 
 
 def put_models(store: WeightStore, config: RunConfig, count: int) -> list[str]:
@@ -103,11 +130,11 @@ def test_a_finished_run_that_is_started_again_publishes_nothing(
 
 
 def test_a_finished_run_that_is_started_again_undoes_nothing(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore, handover: Handover
 ) -> None:
     run_app(tmp_path / "run", config, both.run_config(), {}, 2)
     (other,) = put_models(store, config, 2)[1:]
-    both.handover(tmp_path / "versions", config, store).finish(other, record_of(1), None)
+    handover.finish(other, record_of(1), None)
     before = both.channel()
     run_app(tmp_path / "run", config, both.run_config(), {}, 2)
     assert both.channel() == before
@@ -124,13 +151,11 @@ def test_a_run_that_goes_on_publishes_where_it_stopped(
 
 
 def test_a_device_refuses_a_model_that_is_not_released(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    tmp_path: Path, config: RunConfig, store: WeightStore, handover: Handover, source: ModelSource
 ) -> None:
-    source = ModelSource(both.address, tmp_path / "device", both.root)
     first, second, third, other = put_models(store, config, 4)
     with pytest.raises(ModelNotReleasedError, match="no model is released for training"):
         source.get(first, config)
-    handover = both.handover(tmp_path / "versions", config, store)
     for number, model in enumerate((first, second, third)):
         handover.offer(model, RoundProgress(number), None)
         assert np.array_equal(source.get(model, config), store.get(model))
@@ -142,15 +167,20 @@ def test_a_device_refuses_a_model_that_is_not_released(
 
 
 def test_a_device_that_lost_power_fetches_anew(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    both: Parties,
+    tmp_path: Path,
+    config: RunConfig,
+    store: WeightStore,
+    handover: Handover,
+    source: ModelSource,
 ) -> None:
     (model,) = put_models(store, config, 1)
-    both.handover(tmp_path / "versions", config, store).offer(model, RoundProgress(0), None)
-    ModelSource(both.address, tmp_path / "device", both.root).get(model, config)
+    handover.offer(model, RoundProgress(0), None)
+    source.get(model, config)
     torn = next((tmp_path / "device" / "models").iterdir())
     torn.write_bytes(torn.read_bytes()[:-4])
-    source = ModelSource(both.address, tmp_path / "device", both.root)
-    assert np.array_equal(source.get(model, config), store.get(model))
+    after = ModelSource(both.address, tmp_path / "device", both.root)
+    assert np.array_equal(after.get(model, config), store.get(model))
 
 
 def test_a_federation_of_refusing_devices_says_so(
@@ -164,65 +194,46 @@ def test_a_federation_of_refusing_devices_says_so(
 
 def test_a_lost_reply_publishes_once(
     both: Parties,
-    tmp_path: Path,
     config: RunConfig,
     store: WeightStore,
     monkeypatch: pytest.MonkeyPatch,
+    handover: Handover,
 ) -> None:
     (model,) = put_models(store, config, 1)
-    send, lost = Connection.send, []
-
-    def losing(self: Connection, method: str, url: str, *rest: object) -> tuple[int, bytes]:
-        answer = send(self, method, url, *rest)
-        if url.endswith("/proposals") and not lost:
-            lost.append(answer[0])
-            raise VersionsUnreachable("the reply is lost")
-        return answer
-
-    monkeypatch.setattr(Connection, "send", losing)
-    both.handover(tmp_path / "versions", config, store).offer(model, RoundProgress(0), None)
+    lost = lose_a_reply(monkeypatch)
+    handover.offer(model, RoundProgress(0), None)
     assert lost == [201]
     assert both.numbers() == [1]
 
 
 def test_after_a_hand_over_of_unknown_end_the_round_before_is_offered_again(
     both: Parties,
-    tmp_path: Path,
     config: RunConfig,
     store: WeightStore,
     monkeypatch: pytest.MonkeyPatch,
+    handover: Handover,
+    source: ModelSource,
 ) -> None:
     first, second = put_models(store, config, 2)
-    handover = both.handover(tmp_path / "versions", config, store)
     handover.offer(first, RoundProgress(0), None)
-    send = Connection.send
-
-    def losing(self: Connection, method: str, url: str, *rest: object) -> tuple[int, bytes]:
-        answer = send(self, method, url, *rest)
-        if url.endswith("/proposals"):
-            raise VersionsUnreachable("the reply is lost")
-        return answer
-
     with monkeypatch.context() as patched:
         patched.setattr("aggregator.publisher.ATTEMPTS", 1)
-        patched.setattr(Connection, "send", losing)
+        lose_a_reply(patched)
         with pytest.raises(FedspkError, match="after 1 attempts"):
             handover.offer(second, RoundProgress(1), None)
     assert both.numbers() == [1, 2]
     handover.offer(first, RoundProgress(0), None)
-    source = ModelSource(both.address, tmp_path / "device", both.root)
     assert np.array_equal(source.get(first, config), store.get(first))
 
 
 def test_another_change_in_between_is_followed(
     both: Parties,
-    tmp_path: Path,
     config: RunConfig,
     store: WeightStore,
     monkeypatch: pytest.MonkeyPatch,
+    handover: Handover,
 ) -> None:
     first, second = put_models(store, config, 2)
-    handover = both.handover(tmp_path / "versions", config, store)
     handover.offer(first, RoundProgress(0), None)
     refresh, changed = RemoteVersions.refresh, []
 
@@ -247,14 +258,17 @@ def promote(both: Parties, version: int) -> None:
 
 
 def test_a_model_that_somebody_else_replaced_is_offered_again(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    both: Parties,
+    tmp_path: Path,
+    config: RunConfig,
+    store: WeightStore,
+    handover: Handover,
+    source: ModelSource,
 ) -> None:
     first, second = put_models(store, config, 2)
-    handover = both.handover(tmp_path / "versions", config, store)
     handover.offer(first, RoundProgress(0), None)
     both.handover(tmp_path / "other", config, store).offer(second, RoundProgress(0), None)
     handover.offer(first, RoundProgress(0), None)
-    source = ModelSource(both.address, tmp_path / "device", both.root)
     assert np.array_equal(source.get(first, config), store.get(first))
     handover.offer(first, RoundProgress(0), None)
     assert both.numbers() == [1, 2, 3]
@@ -262,13 +276,12 @@ def test_a_model_that_somebody_else_replaced_is_offered_again(
 
 def test_an_answer_is_not_believed_before_the_metadata_show_it(
     both: Parties,
-    tmp_path: Path,
     config: RunConfig,
     store: WeightStore,
     monkeypatch: pytest.MonkeyPatch,
+    handover: Handover,
 ) -> None:
     (model,) = put_models(store, config, 1)
-    handover = both.handover(tmp_path / "versions", config, store)
     with monkeypatch.context() as patched:
         patched.setattr(Connection, "send", lambda *_: (200, b"<html>log in</html>"))
         with pytest.raises(FedspkError, match="took the release, but its metadata do not show it"):
@@ -278,13 +291,12 @@ def test_an_answer_is_not_believed_before_the_metadata_show_it(
 
 
 def test_a_server_that_shows_an_older_state_gets_no_signature(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore, handover: Handover
 ) -> None:
     """Not even from a run that has no metadata yet."""
     models = put_models(store, config, 3)
     public, before = both.repository.folder / "public", tmp_path / "before"
     shutil.copytree(public, before / "0")
-    handover = both.handover(tmp_path / "versions", config, store)
     for number, model in enumerate(models[:2], 1):
         handover.offer(model, RoundProgress(number), None)
         shutil.copytree(public, before / str(number))
@@ -299,12 +311,12 @@ def test_a_server_that_shows_an_older_state_gets_no_signature(
 
 
 def test_another_history_of_the_same_length_gets_no_signature(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore, handover: Handover
 ) -> None:
     first, second, third = put_models(store, config, 3)
     public, before = both.repository.folder / "public", tmp_path / "before"
     shutil.copytree(public, before)
-    both.handover(tmp_path / "versions", config, store).offer(first, RoundProgress(0), None)
+    handover.offer(first, RoundProgress(0), None)
     shutil.rmtree(public)
     shutil.copytree(before, public)
     elsewhere = shutil.copy(both.key, tmp_path / "elsewhere.pem")  # a key without its memory
@@ -316,10 +328,10 @@ def test_another_history_of_the_same_length_gets_no_signature(
 
 
 def test_a_release_that_another_key_signed_is_not_followed(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore, handover: Handover
 ) -> None:
     first, second = put_models(store, config, 2)
-    both.handover(tmp_path / "versions", config, store).offer(first, RoundProgress(0), None)
+    handover.offer(first, RoundProgress(0), None)
     save_key(tmp_path / "stranger.pem", new_key("stranger"), None)
     stranger = replace(both, key=tmp_path / "stranger.pem")
     with pytest.raises(FedspkError, match="is not signed by this key"):
@@ -354,10 +366,9 @@ def test_a_run_that_learnt_nothing_publishes_no_whole_version(
 
 
 def test_old_rounds_are_withdrawn_but_for_those_that_a_channel_names(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore, handover: Handover
 ) -> None:
     models = put_models(store, config, 9)
-    handover = both.handover(tmp_path / "versions", config, store)
     for number, model in enumerate(models):
         handover.offer(model, RoundProgress(number), None)
         if number == 1:
@@ -424,10 +435,10 @@ def test_the_best_model_is_evaluated_and_goes_to_the_canaries(
 
 
 def test_a_run_starts_from_what_a_channel_names_and_goes_on_from_the_same(
-    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore, handover: Handover
 ) -> None:
     (model,) = put_models(store, config, 2)[1:]
-    both.handover(tmp_path / "versions", config, store).finish(model, record_of(0), None)
+    handover.finish(model, record_of(0), None)
     settings = {**both.run_config(), "init": "training"}
     run_app(tmp_path / "run", config.changed(rounds=1), settings, {}, 2)
     run_app(tmp_path / "run", config, settings, {}, 2)

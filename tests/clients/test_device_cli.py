@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import toy_device
+import typed_commands
 from sounds import REAL_SPEECH, needs_real_speech
-from toy_device import THRESHOLDS, new_device, open_device, toy_model, voice
+from toy_device import THRESHOLDS, open_device, toy_model, voice
 
 from clients import compiled
+from clients.recogniser import Recogniser
 from fedspk.audio import save_audio
 from fedspk.cli import run
 from fedspk.engine import ModelDescription, model_hash, save_described
@@ -24,32 +25,13 @@ from fedspk.release import Architecture, Manifest
 COMMANDS = ["init", "enroll", "verify", "identify", "status", "forget", "use-model"]
 
 
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def core_dumps_as_they_were() -> Any:
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_CORE)
-    yield
-    resource.setrlimit(resource.RLIMIT_CORE, before)
+pytestmark = pytest.mark.usefixtures("quick_passphrases", "core_dumps_as_they_were")
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> list[str]:
-    """Return the options that say where the device is, made of two users."""
-    new_device(tmp_path / "home", "anna", "bert")
-    return options(tmp_path)
-
-
-def options(tmp_path: Path) -> list[str]:
-    passphrase = tmp_path / "passphrase"
-    passphrase.write_bytes(toy_device.PASSPHRASE)
-    passphrase.chmod(0o600)
-    return ["--home", str(tmp_path / "home"), "--passphrase-file", str(passphrase)]
+def place(where: list[str], device: Recogniser) -> list[str]:
+    """The options that say where the device is, made of two users."""
+    return where
 
 
 def sound(folder: Path, speaker: int, number: int, name: str = "") -> str:
@@ -59,19 +41,11 @@ def sound(folder: Path, speaker: int, number: int, name: str = "") -> str:
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    assert run(["device", *arguments]) == code
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return captured.out
+    return typed_commands.answer(capsys, "device", *arguments, code=code)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run, expect exit code 2 and exactly one line on standard error, and return it."""
-    assert run(["device", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1, captured.err
-    return captured.err
+    return typed_commands.fails(capsys, "device", *arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -299,9 +273,9 @@ def made_model(path: Path, seed: int) -> Manifest:
 
 
 def test_a_device_from_model_file_to_model_file(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], where: list[str], tmp_path: Path
 ) -> None:
-    where, model, text = options(tmp_path), tmp_path / "one.safetensors", tmp_path / "one.json"
+    model, text = tmp_path / "one.safetensors", tmp_path / "one.json"
     manifest = made_model(model, 1)
     text.write_bytes(manifest.to_json())
     files = ["--model", str(model), "--manifest", str(text)]

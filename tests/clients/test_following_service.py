@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import following_device
 import pytest
 import quick_update_process
-from bent_server import BentServer, bent
+from bent_server import BentServer
 from following_device import new_follower
 from small_server import small_server
-from toy_device import PASSPHRASE, THRESHOLDS, new_device, voice
-from version_repository import make_model, publish
+from toy_device import THRESHOLDS, new_device, voice
+from version_repository import publish, root_of
 
 from clients import update_process
 from clients.followed import MainServer, read_check, write_server
@@ -38,25 +37,7 @@ TOKEN = "fedspk-token-0123456789abcdef"
 ROOT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    following_device.quickly(monkeypatch)
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    """A repository whose channel stable names version 1."""
-    create(tmp_path / "versions")
-    repository = Repository(tmp_path / "versions")
-    make_model(tmp_path / "1.safetensors", 1)
-    publish(repository, tmp_path / "1.safetensors")
-    return repository
-
-
-@pytest.fixture
-def server(repository: Repository) -> Iterator[BentServer]:
-    with bent(repository.folder / "public") as served:
-        yield served
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @contextmanager
@@ -86,12 +67,12 @@ def test_a_killed_update_process_is_told_and_made_up_for(
     tmp_path: Path,
     server: BentServer,
     repository: Repository,
+    followed: MainServer,
+    models: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    root = (repository.metadata / "1.root.json").read_bytes()
-    device = new_follower(tmp_path / "home", MainServer(server.address, root))
-    make_model(tmp_path / "2.safetensors", 2)
-    publish(repository, tmp_path / "2.safetensors")
+    device = new_follower(tmp_path / "home", followed)
+    publish(repository, models[1])
     children = []
 
     class Recorded(subprocess.Popen[bytes]):
@@ -135,10 +116,9 @@ def test_a_killed_update_process_is_told_and_made_up_for(
 
 
 def test_a_dead_follower_is_not_called_alive(
-    tmp_path: Path, server: BentServer, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, followed: MainServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = (repository.metadata / "1.root.json").read_bytes()
-    device = new_follower(tmp_path / "home", MainServer(server.address, root))
+    device = new_follower(tmp_path / "home", followed)
     monkeypatch.setattr("clients.follower.Follower.run", lambda _: None)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -162,22 +142,17 @@ def test_a_stopped_update_is_not_counted_against_the_version(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_command_ends_soon_though_the_main_server_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, where: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the command derives keys as it always does
     vault = new_device(tmp_path / "home")._vault
-    passphrase = tmp_path / "passphrase"
-    passphrase.touch(0o600)
-    passphrase.write_bytes(PASSPHRASE)
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         hanging.settimeout(60)
         address = f"http://127.0.0.1:{hanging.getsockname()[1]}"
         create(tmp_path / "versions")
-        root = (Repository(tmp_path / "versions").metadata / "1.root.json").read_bytes()
         with vault.writing():
-            write_server(vault, MainServer(address, root))
-        command = [sys.executable, "-m", "fedspk", "device", "run", "--home", str(vault.home)]
-        command += ["--passphrase-file", str(passphrase), "--poll", "1"]
+            write_server(vault, MainServer(address, root_of(Repository(tmp_path / "versions"))))
+        command = [sys.executable, "-m", "fedspk", "device", "run", *where, "--poll", "1"]
         with subprocess.Popen(command, env=os.environ | ROOT) as process:
             connection = hanging.accept()[0]
             process.send_signal(signal.SIGTERM)

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typed_commands
 
 from fedspk.cli import run
 from fedspk.secagg.keys import DeviceRegister, Identity
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run, expect exit code 2 and exactly one line on standard error, and return it."""
-    assert run(["identity", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1, captured.err
-    return captured.err
+    return typed_commands.fails(capsys, "identity", *arguments)
 
 
 def made(capsys: pytest.CaptureFixture[str], path: Path, device: str) -> str:

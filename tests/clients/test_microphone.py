@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import toy_device
-from toy_device import PASSPHRASE, new_device, open_device, voice
+from toy_device import new_device, open_device, voice
 
 from clients.microphone import meter, record
 from fedspk.audio import SAMPLE_RATE, FloatArray
@@ -59,27 +57,12 @@ class FakeDevice:
         return block[:, np.newaxis], False
 
 
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
 
 @pytest.fixture
-def core_dumps_as_they_were() -> Iterator[None]:
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_CORE)
-    yield
-    resource.setrlimit(resource.RLIMIT_CORE, before)
-
-
-@pytest.fixture
-def command(tmp_path: Path, core_dumps_as_they_were: None) -> list[str]:
+def command(tmp_path: Path, where: list[str], core_dumps_as_they_were: None) -> list[str]:
     new_device(tmp_path / "home")
-    passphrase = tmp_path / "passphrase"
-    passphrase.touch(0o600)
-    passphrase.write_bytes(PASSPHRASE)
-    where = ["--home", str(tmp_path / "home"), "--passphrase-file", str(passphrase)]
     return ["device", "enroll", *where, "--user", "anna", "--microphone", "--seconds", "2.5"]
 
 

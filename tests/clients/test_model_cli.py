@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import following_device
 import pytest
 import toy_device
+import typed_commands
 from bent_server import BentServer, bent
 from small_server import small_server
 from version_repository import make_model, publish
@@ -27,12 +26,7 @@ from server.repository import Repository
 TOKEN = "fedspk-token-0123456789abcdef"
 
 
-@pytest.fixture(autouse=True)
-def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    following_device.quickly(monkeypatch)
-    before = resource.getrlimit(resource.RLIMIT_CORE)
-    yield
-    resource.setrlimit(resource.RLIMIT_CORE, before)
+pytestmark = pytest.mark.usefixtures("quickly", "core_dumps_as_they_were")
 
 
 @pytest.fixture
@@ -45,62 +39,39 @@ def repository(tmp_path: Path) -> Repository:
 
 
 @pytest.fixture
-def server(repository: Repository) -> Iterator[BentServer]:
-    with bent(repository.folder / "public") as served:
-        yield served
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> list[str]:
-    """Return the options that say where the device is to be."""
-    passphrase = tmp_path / "passphrase"
-    passphrase.touch(0o600)
-    passphrase.write_bytes(toy_device.PASSPHRASE)
-    return ["--home", str(tmp_path / "home"), "--passphrase-file", str(passphrase)]
-
-
-@pytest.fixture
-def init(place: list[str], server: BentServer, repository: Repository, tmp_path: Path) -> list[str]:
+def init(where: list[str], server: BentServer, repository: Repository, tmp_path: Path) -> list[str]:
     """Return the command that makes a device of version 1."""
     publish(repository, tmp_path / "1.safetensors")
     root = str(repository.metadata / "1.root.json")
-    return ["init", *place, "--server", server.address, "--root", root]
+    return ["init", *where, "--server", server.address, "--root", root]
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run(["device", *arguments]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return captured.out
+    return typed_commands.answer(capsys, "device", *arguments)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run, expect exit code 2 and exactly one line on standard error, and return it."""
-    assert run(["device", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1, captured.err
-    return captured.err
+    return typed_commands.fails(capsys, "device", *arguments)
 
 
 def test_a_device_is_made_updated_and_asked_how_it_is(
     capsys: pytest.CaptureFixture[str],
     init: list[str],
-    place: list[str],
+    where: list[str],
     server: BentServer,
     repository: Repository,
     tmp_path: Path,
 ) -> None:
     assert "with version 1, model" in answer(capsys, *init)
-    assert "version 1, model" in answer(capsys, "update", *place)
+    assert "version 1, model" in answer(capsys, "update", *where)
     publish(repository, tmp_path / "2.safetensors")
-    updated = json.loads(answer(capsys, "update", *place, "--json"))
+    updated = json.loads(answer(capsys, "update", *where, "--json"))
     assert updated.pop("model") == repository.manifest(repository.read(), "model", 2).content_hash
     assert updated == {"version": 2, "channel": "stable", "changed": True, "re_enrolled": 0}
-    found = json.loads(answer(capsys, "status", *place, "--json"))
+    found = json.loads(answer(capsys, "status", *where, "--json"))
     assert (found["version"], found["server"], found["channel"]) == (2, server.address, "stable")
     assert found["trouble"] is None
-    text = answer(capsys, "status", *place)
+    text = answer(capsys, "status", *where)
     assert "model     version 2, model" in text
     assert "previous  version 1, model" in text
     assert f"server    {server.address}, channel stable, last looked 2" in text
@@ -111,7 +82,7 @@ def test_a_device_is_made_updated_and_asked_how_it_is(
 def test_an_update_by_hand_is_reported_and_a_server_that_is_away_is_a_warning(
     capsys: pytest.CaptureFixture[str],
     init: list[str],
-    place: list[str],
+    where: list[str],
     server: BentServer,
     repository: Repository,
     tmp_path: Path,
@@ -121,13 +92,13 @@ def test_an_update_by_hand_is_reported_and_a_server_that_is_away_is_a_warning(
     with small_server(TOKEN) as main_server:
         registration.register(vault, main_server.address, TOKEN)
         publish(repository, tmp_path / "2.safetensors")
-        answer(capsys, "update", *place)
+        answer(capsys, "update", *where)
         server.bend = lambda _, bent_answer: setattr(bent_answer, "status", 503)
-        fails(capsys, "update", *place)
+        fails(capsys, "update", *where)
         server.bend = lambda *_: None
         told = [(each.version, each.state, each.failure) for each in main_server.reports]
     assert told == [(2, "serving", None), (2, "failed", "unreachable")]
-    assert run(["device", "update", *place]) == 0
+    assert run(["device", "update", *where]) == 0
     said = capsys.readouterr()
     assert "is in use and the latest" in said.out
     assert "the report to the main server failed" in said.err
@@ -136,49 +107,49 @@ def test_an_update_by_hand_is_reported_and_a_server_that_is_away_is_a_warning(
 def test_a_version_that_was_left_is_not_taken_again_until_a_newer_one_comes(
     capsys: pytest.CaptureFixture[str],
     init: list[str],
-    place: list[str],
+    where: list[str],
     repository: Repository,
     tmp_path: Path,
 ) -> None:
     def version() -> int:
-        return int(json.loads(answer(capsys, "status", *place, "--json"))["version"])
+        return int(json.loads(answer(capsys, "status", *where, "--json"))["version"])
 
     def look() -> None:
         Updater(Vault.open(tmp_path / "home", toy_device.ask)).check()
 
     answer(capsys, *init)
     publish(repository, tmp_path / "2.safetensors")
-    answer(capsys, "update", *place)
-    said = answer(capsys, "use-model", "--previous", *place)
+    answer(capsys, "update", *where)
+    said = answer(capsys, "use-model", "--previous", *where)
     assert "version 2 is not taken again until the server publishes a newer one" in said
     look()
     look()
     assert version() == 1
-    assert "left      version 2" in answer(capsys, "status", *place)
-    answer(capsys, "update", *place)
+    assert "left      version 2" in answer(capsys, "status", *where)
+    answer(capsys, "update", *where)
     assert version() == 2
-    assert "left      " not in answer(capsys, "status", *place)
-    answer(capsys, "use-model", "--previous", *place)
+    assert "left      " not in answer(capsys, "status", *where)
+    answer(capsys, "use-model", "--previous", *where)
     publish(repository, tmp_path / "1.safetensors")
     look()
     assert version() == 3
-    assert "left      " not in answer(capsys, "status", *place)
+    assert "left      " not in answer(capsys, "status", *where)
 
 
 def test_a_device_follows_its_server_to_another_address(
     capsys: pytest.CaptureFixture[str],
     init: list[str],
-    place: list[str],
+    where: list[str],
     repository: Repository,
     tmp_path: Path,
 ) -> None:
     answer(capsys, *init)
     publish(repository, tmp_path / "2.safetensors")
     with bent(repository.folder / "public") as moved:
-        answer(capsys, "follow", "--server", moved.address, *place)
-        assert "with version 2" not in answer(capsys, "status", *place)
-        answer(capsys, "update", *place)
-        found = json.loads(answer(capsys, "status", *place, "--json"))
+        answer(capsys, "follow", "--server", moved.address, *where)
+        assert "with version 2" not in answer(capsys, "status", *where)
+        answer(capsys, "update", *where)
+        found = json.loads(answer(capsys, "status", *where, "--json"))
     assert (found["version"], found["server"]) == (2, moved.address)
 
 
@@ -186,7 +157,7 @@ def test_a_device_follows_its_server_to_another_address(
 def test_a_device_goes_to_another_server_only_with_its_root(
     capsys: pytest.CaptureFixture[str],
     init: list[str],
-    place: list[str],
+    where: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     is_killed: bool,
@@ -201,17 +172,17 @@ def test_a_device_goes_to_another_server_only_with_its_root(
     publish(other, tmp_path / "2.safetensors")
     root = str(other.metadata / "1.root.json")
     with bent(other.folder / "public") as another:
-        there = ["follow", "--server", another.address, *place]
+        there = ["follow", "--server", another.address, *where]
         assert another.address in fails(capsys, *there)
         assert "cannot be read" in fails(capsys, *there, "--root", "none.json")
         assert read_server(vault) == before
-        answer(capsys, "update", *place)  # what it trusted is as it was
+        answer(capsys, "update", *where)  # what it trusted is as it was
         with vault.writing():
             vault.write_registration("http://127.0.0.1:1")
         said = answer(capsys, *there, "--root", root)
         assert "does not know the device yet" in said
         # version 1 there is another model than version 1 here
-        updated = json.loads(answer(capsys, "update", *place, "--json"))
+        updated = json.loads(answer(capsys, "update", *where, "--json"))
     assert (updated["version"], updated["changed"]) == (1, True)
     assert updated["model"] == other.manifest(other.read(), "model", 1).content_hash
 
@@ -219,41 +190,41 @@ def test_a_device_goes_to_another_server_only_with_its_root(
 def test_an_offline_device_can_be_given_a_server(
     capsys: pytest.CaptureFixture[str],
     init: list[str],
-    place: list[str],
+    where: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("clients.compiled.compile_model", following_device.quick_compile)
-    answer(capsys, "init", *place, "--model", str(tmp_path / "2.safetensors"))
+    answer(capsys, "init", *where, "--model", str(tmp_path / "2.safetensors"))
     there = init[init.index("--server") :]
-    assert "give the server's --root" in fails(capsys, "follow", *there[:2], *place)
-    answer(capsys, "follow", *there, *place)
-    assert json.loads(answer(capsys, "update", *place, "--json"))["version"] == 1
+    assert "give the server's --root" in fails(capsys, "follow", *there[:2], *where)
+    answer(capsys, "follow", *there, *where)
+    assert json.loads(answer(capsys, "update", *where, "--json"))["version"] == 1
 
 
 def test_trouble_is_told_once_and_stands_in_the_status(
-    capsys: pytest.CaptureFixture[str], init: list[str], place: list[str], server: BentServer
+    capsys: pytest.CaptureFixture[str], init: list[str], where: list[str], server: BentServer
 ) -> None:
     answer(capsys, *init)
     server.bend = lambda _, bent_answer: setattr(bent_answer, "status", 503)
-    assert "status 503" in fails(capsys, "update", *place)
-    assert "trouble   http" in answer(capsys, "status", *place)
-    failure = json.loads(answer(capsys, "status", *place, "--json"))["trouble"]
+    assert "status 503" in fails(capsys, "update", *where)
+    assert "trouble   http" in answer(capsys, "status", *where)
+    failure = json.loads(answer(capsys, "status", *where, "--json"))["trouble"]
     assert (failure["failure"], failure["version"]) == ("unreachable", None)
     server.bend = lambda *_: None
-    answer(capsys, "update", *place)
-    assert "trouble   " not in answer(capsys, "status", *place)
+    answer(capsys, "update", *where)
+    assert "trouble   " not in answer(capsys, "status", *where)
 
 
 def test_init_waits_for_a_published_version(
     capsys: pytest.CaptureFixture[str],
-    place: list[str],
+    where: list[str],
     server: BentServer,
     repository: Repository,
     tmp_path: Path,
 ) -> None:
     root = str(repository.metadata / "1.root.json")
-    command = ["init", *place, "--server", server.address, "--root", root]
+    command = ["init", *where, "--server", server.address, "--root", root]
     assert "has published no version for devices yet" in fails(capsys, *command)
     publish(repository, tmp_path / "1.safetensors")
     answer(capsys, *command)
@@ -263,7 +234,7 @@ def test_init_waits_for_a_published_version(
 def test_an_offline_device_may_be_made_where_init_broke_off(
     capsys: pytest.CaptureFixture[str],
     init: list[str],
-    place: list[str],
+    where: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -274,11 +245,11 @@ def test_an_offline_device_may_be_made_where_init_broke_off(
         patch.setattr(Vault, "keep", die)
         assert "killed" in fails(capsys, *init)
     monkeypatch.setattr("clients.compiled.compile_model", following_device.quick_compile)
-    answer(capsys, "init", *place, "--model", str(tmp_path / "1.safetensors"))
-    text = answer(capsys, "status", *place)
+    answer(capsys, "init", *where, "--model", str(tmp_path / "1.safetensors"))
+    text = answer(capsys, "status", *where)
     assert "server    none" in text
     assert "model     model " in text
-    assert "follows no main server" in fails(capsys, "update", *place)
+    assert "follows no main server" in fails(capsys, "update", *where)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +267,9 @@ def test_an_offline_device_may_be_made_where_init_broke_off(
     ],
 )
 def test_init_says_what_does_not_fit_together(
-    capsys: pytest.CaptureFixture[str], place: list[str], arguments: list[str], match: str
+    capsys: pytest.CaptureFixture[str], where: list[str], arguments: list[str], match: str
 ) -> None:
-    assert match in fails(capsys, "init", *place, *arguments)
+    assert match in fails(capsys, "init", *where, *arguments)
 
 
 def test_init_registers_with_the_token_of_a_file(
@@ -322,7 +293,7 @@ def test_init_registers_with_the_token_of_a_file(
 
 
 def test_a_device_that_could_not_be_registered_is_a_device(
-    capsys: pytest.CaptureFixture[str], init: list[str], place: list[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], init: list[str], where: list[str], tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
     token.touch(0o600)
@@ -330,7 +301,7 @@ def test_a_device_that_could_not_be_registered_is_a_device(
     sentence = fails(capsys, *init, "--token-file", str(token))
     assert "is a device now, but not registered" in sentence
     assert "a token of the operator" not in sentence
-    answer(capsys, "update", *place)
+    answer(capsys, "update", *where)
 
 
 def test_what_a_device_follows_is_sealed(

@@ -20,14 +20,7 @@ CUT = THRESHOLDS[1]
 OLD, NEW = toy_model(1), toy_model(2)
 
 
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Recogniser:
-    return new_device(tmp_path / "home", "anna", "bert")
+pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
 
 def home_of(device: Recogniser) -> Path:

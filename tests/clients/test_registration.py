@@ -22,9 +22,7 @@ from fedspk.secagg.keys import DeviceRegister
 TOKEN = "fedspk-token-0123456789abcdef"
 
 
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
 
 @pytest.fixture
@@ -140,11 +138,9 @@ def test_an_unregistered_device_has_no_link(vault: Vault) -> None:
 
 
 def test_register_at_the_command_line(
-    capsys: pytest.CaptureFixture[str], vault: Vault, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], vault: Vault, where: list[str], tmp_path: Path
 ) -> None:
-    passphrase = private_file(tmp_path / "passphrase", PASSPHRASE)
     token = private_file(tmp_path / "token", TOKEN.encode() + b"\n")
-    where = ["--home", str(vault.home), "--passphrase-file", str(passphrase)]
     command = ["device", "register", *where, "--token-file", str(token)]
     assert run(command) == 2
     assert "follows no main server" in capsys.readouterr().err

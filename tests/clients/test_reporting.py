@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import toy_device
 from small_server import small_server
 from toy_device import new_device
 
@@ -25,9 +24,7 @@ TOKEN = "fedspk-token-0123456789abcdef"
 HOUR = 3600.0
 
 
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
 
 def report(version: int, **fields: object) -> Report:

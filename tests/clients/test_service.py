@@ -21,26 +21,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import toy_device
-from toy_device import PASSPHRASE, THRESHOLDS, new_device, open_device, toy_model, voice
+from toy_device import THRESHOLDS, new_device, open_device, toy_model, voice
+from unix_client import asked
 
 from clients import socket_server
 from clients.recogniser import Recogniser
 from clients.service import run_service
-from clients.socket_server import MOST_BYTES, UnixConnection
+from clients.socket_server import MOST_BYTES
 from clients.vault import Vault
 from fedspk.audio import SAMPLE_RATE
 from fedspk.errors import FedspkError
 
-
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Recogniser:
-    return new_device(tmp_path / "home", "anna", "bert")
+pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
 
 @contextmanager
@@ -59,12 +51,13 @@ def running(vault: Vault, path: Path) -> Iterator[Path]:
     try:
         while not faults and not answers(path):
             thread.join(0.01)
-        if faults:
-            raise faults[0]
-        yield path
+        if not faults:
+            yield path
     finally:
         stop.set()
         thread.join()
+    if faults:  # perhaps only now: another service at the socket answers, too
+        raise faults[0]
 
 
 def answers(path: Path) -> bool:
@@ -84,17 +77,6 @@ def sound(speaker: int, number: int, kind: str = "WAV") -> bytes:
     file = io.BytesIO()
     soundfile.write(file, voice(speaker, number), SAMPLE_RATE, format=kind, subtype="PCM_16")
     return file.getvalue()
-
-
-def asked(path: Path, method: str, url: str, body: bytes | None = None) -> tuple[int, Any]:
-    """Send one request and return status and JSON."""
-    connection = UnixConnection(path, 20.0)
-    try:
-        connection.request(method, url, body)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
 
 
 def sent(path: Path, request: bytes) -> bytes:
@@ -462,17 +444,13 @@ def test_a_service_that_does_not_answer_is_not_called_alive(
 
 
 def test_the_command_ends_cleanly_when_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, where: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the command derives keys as it always does
     device = new_device(tmp_path / "home", "anna")
-    passphrase = tmp_path / "passphrase"
-    passphrase.touch(0o600)
-    passphrase.write_bytes(PASSPHRASE)
     home = device._vault.home
     path = home / "fedspk.sock"
-    command = [sys.executable, "-m", "fedspk", "device", "run", "--home", str(home)]
-    command += ["--passphrase-file", str(passphrase)]
+    command = [sys.executable, "-m", "fedspk", "device", "run", *where]
     root = {"PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(command, env=os.environ | root, stderr=subprocess.PIPE) as process:
         while not answers(path):

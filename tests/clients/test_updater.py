@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import following_device
 import numpy as np
 import pytest
 from bent_server import Answer, BentServer, bent
@@ -18,16 +17,16 @@ from following_device import USERS, new_follower
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_device import THRESHOLDS, ask, new_device, toy_model, voice
-from tuf.api.metadata import Timestamp
 from version_repository import (
     evaluated,
+    expire,
     keys_but,
     keys_of,
-    make_model,
     publish,
     publish_unchecked,
     release_unchecked,
     roll_back,
+    root_of,
 )
 
 from clients import recogniser as recogniser_module
@@ -43,8 +42,7 @@ from fedspk import remote as remote_module
 from fedspk.api import Failure
 from fedspk.errors import FedspkError
 from fedspk.release import Channel, Manifest, channel_path, manifest_path
-from server import operations, upkeep
-from server import repository as repository_module
+from server import operations
 from server.creation import SERVER, create
 from server.repository import Repository
 
@@ -52,23 +50,12 @@ CUT = THRESHOLDS[1]
 MODEL = "model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    following_device.quickly(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three model files of one architecture."""
-    folder = tmp_path_factory.mktemp("models")
-    for seed in (1, 2, 3):
-        make_model(folder / f"{seed}.safetensors", seed)
-    return sorted(folder.iterdir())
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory, models: list[Path]) -> Path:
-    """A repository whose channel stable names version 1; all keys are at hand."""
+    """The folder of a repository whose version 1 comes with a threshold."""
     folder = tmp_path_factory.mktemp("template") / "versions"
     create(folder)
     publish_calibrated(Repository(folder), models[0], 0.8)
@@ -76,24 +63,8 @@ def template(tmp_path_factory: pytest.TempPathFactory, models: list[Path]) -> Pa
 
 
 @pytest.fixture
-def repository(tmp_path: Path, template: Path) -> Repository:
-    shutil.copytree(template, tmp_path / "versions")
-    return Repository(tmp_path / "versions")
-
-
-@pytest.fixture
-def server(repository: Repository) -> Iterator[BentServer]:
-    with bent(repository.folder / "public") as served:
-        yield served
-
-
-@pytest.fixture
-def device(tmp_path: Path, server: BentServer, repository: Repository) -> Recogniser:
-    return new_follower(tmp_path / "home", MainServer(server.address, root_of(repository)))
-
-
-def root_of(repository: Repository) -> bytes:
-    return (repository.metadata / "1.root.json").read_bytes()
+def device(tmp_path: Path, followed: MainServer) -> Recogniser:
+    return new_follower(tmp_path / "home", followed)
 
 
 def publish_calibrated(repository: Repository, model: Path, cut: float) -> None:
@@ -242,9 +213,7 @@ def broken_off(_: Repository, server: BentServer, __: pytest.MonkeyPatch) -> Non
 
 
 def frozen(repository: Repository, _: BentServer, patch: pytest.MonkeyPatch) -> None:
-    lifetimes = {**repository_module.LIFETIMES, Timestamp.type: timedelta(seconds=-1)}
-    patch.setattr(repository_module, "LIFETIMES", lifetimes)
-    upkeep.renew(repository, keys_of(repository))
+    expire(repository, patch)
 
 
 def half_signed(repository: Repository, _: BentServer, patch: pytest.MonkeyPatch) -> None:

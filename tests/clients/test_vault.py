@@ -22,14 +22,7 @@ from fedspk.files import PARTIAL
 MODEL = toy_model().model_hash
 
 
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Recogniser:
-    return new_device(tmp_path / "home", "anna", "bert")
+pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
 
 @pytest.fixture

@@ -17,9 +17,7 @@ from fedspk.errors import FedspkError
 STEPS = ["enrol", "enrol more", "use model", "return", "forget"]
 
 
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
 
 def killed_homes(template: Path, work: Path, step: str) -> list[Path]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_device
 from sounds import write_speakers
 from toy_device import new_device
 
@@ -26,9 +25,7 @@ from fedspk.features import FrontEndConfig
 FRONT_END = FrontEndConfig(frames=60, bins=40)
 
 
-@pytest.fixture(autouse=True)
-def quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_device.quick_passphrases(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
 
 @pytest.fixture

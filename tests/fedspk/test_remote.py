@@ -24,15 +24,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tuf.api.metadata import Timestamp
 from version_repository import (
+    expire,
     keys_but,
     keys_of,
-    make_model,
     publish,
     publish_unchecked,
     release_unchecked,
     roll_back,
+    root_of,
 )
 
 from fedspk import connection, remote
@@ -40,7 +40,6 @@ from fedspk.errors import FedspkError
 from fedspk.files import DiskFullError
 from fedspk.release import Channel, Manifest, channel_path, manifest_path
 from fedspk.remote import RemoteVersions, VersionsRefused, VersionsUnreachable
-from server import repository as repository_module
 from server import upkeep
 from server.creation import AGGREGATOR, SERVER, create
 from server.repository import Repository
@@ -49,43 +48,9 @@ DEVICE = 32 * "0"
 MODEL = "model.safetensors"
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two model files of one architecture."""
-    folder = tmp_path_factory.mktemp("models")
-    for seed in (1, 2):
-        make_model(folder / f"{seed}.safetensors", seed)
-    return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory, models: list[Path]) -> Path:
-    """A repository whose channel stable names version 1; all keys are at hand."""
-    folder = tmp_path_factory.mktemp("template") / "versions"
-    create(folder)
-    publish(Repository(folder), models[0])
-    return folder
-
-
-@pytest.fixture
-def repository(tmp_path: Path, template: Path) -> Repository:
-    shutil.copytree(template, tmp_path / "versions")
-    return Repository(tmp_path / "versions")
-
-
-@pytest.fixture
-def server(repository: Repository) -> Iterator[BentServer]:
-    with bent(repository.folder / "public") as served:
-        yield served
-
-
 @pytest.fixture
 def device(tmp_path: Path, server: BentServer, repository: Repository) -> RemoteVersions:
     return RemoteVersions(server.address, tmp_path / "device", root_of(repository))
-
-
-def root_of(repository: Repository) -> bytes:
-    return (repository.metadata / "1.root.json").read_bytes()
 
 
 def later_process(device: RemoteVersions) -> RemoteVersions:
@@ -366,12 +331,6 @@ def test_metadata_put_back_to_an_older_state_are_refused(
     shutil.rmtree(public)
     shutil.copytree(tmp_path / "old", public)
     assert "older state" in refusal(later_process(device), "rollback")
-
-
-def expire(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    lifetimes = {**repository_module.LIFETIMES, Timestamp.type: timedelta(seconds=-1)}
-    monkeypatch.setattr(repository_module, "LIFETIMES", lifetimes)
-    upkeep.renew(repository, keys_of(repository))
 
 
 def test_a_frozen_state_is_refused_when_it_expires(

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from main_server import SigningDevice, bearer, make_service, serving
+from main_server import SigningDevice, bearer, serving
 from starlette.routing import Route
 from web_server import running
 
 from fedspk.api import API
-from server.repository import Repository
 from server.routes import ROUTERS
 from server.service import Service, build_app
 
@@ -47,13 +46,6 @@ BODIES = {
     "/rollbacks": {"to": 1},
     "/proposals": {"release": "{}"},
 }
-
-
-@pytest.fixture
-def service(repository: Repository) -> Iterator[Service]:
-    made = make_service(repository)
-    yield made
-    made.registry.close()
 
 
 @pytest.fixture

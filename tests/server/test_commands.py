@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typed_commands
 from version_repository import write_draft
 
 from fedspk.cli import run
@@ -26,18 +27,11 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def does(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run, expect success, and return what was printed."""
-    assert run(["server", *map(str, arguments)]) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
+    return typed_commands.does(capsys, "server", *arguments)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run, expect exit code 2 and exactly one line on standard error, and return it."""
-    assert run(["server", *map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1, captured.err
-    return captured.err
+    return typed_commands.fails(capsys, "server", *arguments)
 
 
 def published(

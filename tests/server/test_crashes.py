@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from version_repository import Device, keys_of, promote, publish, roll_back, served
+from version_repository import Device, keys_of, promote, publish, roll_back, root_of, served
 
 from server import upkeep
 from server.creation import create
@@ -108,7 +108,7 @@ def test_a_killed_change_leaves_the_old_version_or_the_new_one(
     change, after = CHANGES[name]
     publish(repository, models[1])
     publish(repository, models[0], channel=None)
-    root = (repository.metadata / "1.root.json").read_bytes()
+    root = root_of(repository)
     original = tmp_path / "original"
     shutil.copytree(repository.folder, original)
     seen = set()

@@ -16,7 +16,7 @@ from tuf.api.exceptions import (
     UnsignedMetadataError,
 )
 from tuf.api.metadata import Timestamp
-from version_repository import Device, keys_but, keys_of, publish, roll_back
+from version_repository import Device, expire, keys_but, keys_of, publish, roll_back
 
 from fedspk.errors import FedspkError
 from fedspk.proposals import RELEASE
@@ -67,9 +67,7 @@ def test_a_frozen_timestamp_is_refused_when_it_expires(
 ) -> None:
     kitchen = device("kitchen")
     kitchen.update()
-    lifetimes = {**repository_module.LIFETIMES, Timestamp.type: timedelta(seconds=-1)}
-    monkeypatch.setattr(repository_module, "LIFETIMES", lifetimes)
-    upkeep.renew(repository, keys_of(repository))
+    expire(repository, monkeypatch)
     with pytest.raises(ExpiredMetadataError):
         kitchen.update()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+import typed_commands
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -26,7 +27,6 @@ from cryptography.x509.oid import NameOID
 from main_server import SigningDevice, bearer
 
 from fedspk.api import API
-from fedspk.cli import run
 from fedspk.errors import FedspkError
 from fedspk.secagg.keys import DeviceRegister
 from fedspk.signing import read_secret
@@ -35,17 +35,11 @@ from server.repository import Repository
 
 
 def does(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run, expect success, and return what was printed."""
-    assert run(["server", *map(str, arguments)]) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
+    return typed_commands.does(capsys, "server", *arguments)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run, expect exit code 2 and one line on standard error, and return it."""
-    assert run(["server", *map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert (captured.out, len(captured.err.splitlines())) == ("", 1), captured
-    return captured.err
+    return typed_commands.fails(capsys, "server", *arguments)
 
 
 @contextmanager

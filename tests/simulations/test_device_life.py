@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import soundfile
 from toy_device import voice
+from unix_client import asked
 from version_repository import evaluated, make_model
 
 from clients.recogniser import Recogniser
-from clients.socket_server import UnixConnection
 from clients.vault import Vault, to_pcm
 from fedspk.audio import SAMPLE_RATE, save_audio
 from fedspk.cli import run
@@ -103,13 +103,8 @@ def command(*arguments: object) -> None:
 
 
 def verified(path: Path, body: bytes) -> tuple[int, Any]:
-    connection = UnixConnection(path, 60.0)
-    try:
-        connection.request("POST", "/verify?user=Wilhelmina+Quux&threshold=-1", body)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
+    url = "/verify?user=Wilhelmina+Quux&threshold=-1"
+    return asked(path, "POST", url, body, seconds=60.0)
 
 
 @dataclass

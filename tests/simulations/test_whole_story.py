@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 import soundfile
+from unix_client import asked
 
-from clients.socket_server import UnixConnection
 from fedspk.audio import SAMPLE_RATE
 from fedspk.corpora.opening import open_corpus
 
@@ -88,13 +88,7 @@ class _Device:
         return _fedspk("device", command, *protected, *arguments, expect=expect)
 
     def ask(self, method: str, url: str, body: bytes | None = None) -> tuple[int, Any]:
-        connection = UnixConnection(self.home / "fedspk.sock", 30.0)
-        try:
-            connection.request(method, url, body)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            connection.close()
+        return asked(self.home / "fedspk.sock", method, url, body, seconds=30.0)
 
 
 @dataclass

@@ -7,11 +7,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+from tuf.api.metadata import Timestamp
 from tuf.ngclient import Updater
 
 from fedspk.engine import ModelDescription, save_described
@@ -27,7 +30,8 @@ from fedspk.release import (
     manifest_path,
     model_path,
 )
-from server import operations
+from server import operations, upkeep
+from server import repository as repository_module
 from server.keyring import at_hand
 from server.repository import Repository, Signers, now
 
@@ -96,6 +100,18 @@ def roll_back(repository: Repository, to: int) -> None:
     with repository.changing() as state:
         made = operations.rollback(repository, state, to)
         operations.publish(repository, state, made, keys_of(repository), "rollback")
+
+
+def root_of(repository: Repository) -> bytes:
+    """Return the first root, which devices are given."""
+    return (repository.metadata / "1.root.json").read_bytes()
+
+
+def expire(repository: Repository, patch: pytest.MonkeyPatch) -> None:
+    """Publish a timestamp that is no longer valid."""
+    lifetimes = {**repository_module.LIFETIMES, Timestamp.type: timedelta(seconds=-1)}
+    patch.setattr(repository_module, "LIFETIMES", lifetimes)
+    upkeep.renew(repository, keys_of(repository))
 
 
 def publish_unchecked(repository: Repository, files: Mapping[str, Content]) -> None:

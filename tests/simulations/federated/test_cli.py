@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sounds import write_speakers
+from typed_commands import fails
 
 from fedspk.audio import SAMPLE_RATE, save_audio
 from fedspk.cli import run
@@ -19,16 +20,6 @@ from fedspk.files import read_json
 from fedspk.release import draft_manifest
 
 SCORES = "1 0.9\n1 0.8\n1 0.3\n0 0.1\n0 0.2\n0 0.4\n"
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run, expect exit code 2 and exactly one line on standard error, and return it."""
-    assert run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1, captured.err
-    assert "Traceback" not in captured.err
-    return captured.err
 
 
 @pytest.mark.parametrize("command", ["simulate", "pretrain", "evaluate", "compare", "info"])

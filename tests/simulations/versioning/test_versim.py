@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typed_commands
 
 from fedspk.cli import run
 
@@ -18,12 +19,7 @@ PINNED = (
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run, expect exit code 2 and exactly one line on standard error, and return it."""
-    assert run(["versim", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1, captured.err
-    return captured.err
+    return typed_commands.fails(capsys, "versim", *arguments)
 
 
 def simulated(out: Path, *arguments: str) -> Any:
