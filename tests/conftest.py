@@ -6,6 +6,7 @@ What the fixtures need is imported in them: most tests publish nothing and need 
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,15 @@ from bent_server import BentServer, bent
 
 if TYPE_CHECKING:
     from server.repository import Repository
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C as at a terminal, also where a runner started us with the signal ignored.
+
+    Python then leaves it ignored, and so would every program that a test starts and interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
