@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -148,20 +148,40 @@ class _Builder:
     ) -> tuple[LabelledRows, LabelledRows]:
         names = sorted(train)
         return (
-            self.labelled(names, train, 1 + self.config.copies),
-            self.labelled(names, validation, _VALIDATION_COPIES),
+            self.labelled(names, lambda name, speed: self.copies(train[name], speed)),
+            self.labelled(
+                names,
+                lambda name, speed: self.held_back(validation.get(name, ()), train[name], speed),
+            ),
         )
 
     def labelled(
-        self, names: Sequence[str], utterances: Mapping[str, Utterances], copies: int
+        self, names: Sequence[str], rows_of: Callable[[str, float], Iterable[Rows]]
     ) -> LabelledRows:
         rows, labels = [], []
         for number, speed in enumerate(self.config.speeds):
             for label, name in enumerate(names):
-                for utterance in utterances.get(name, ()):
-                    rows.append(self.training(utterance, copies, speed))
-                    labels.append(number * len(names) + label)
+                found = list(rows_of(name, speed))
+                rows += found
+                labels += [number * len(names) + label] * len(found)
         return LabelledRows(tuple(rows), tuple(labels))
+
+    def copies(self, utterances: Utterances, speed: float) -> Iterator[Rows]:
+        """Yield what a public speaker trains on."""
+        for utterance in utterances:
+            yield self.training(utterance, 1 + self.config.copies, speed)
+
+    def held_back(self, validation: Utterances, train: Utterances, speed: float) -> Iterator[Rows]:
+        """Yield what a public speaker validates on.
+
+        A lone utterance trains, so another place of it through another channel has to do.
+        """
+        for utterance in validation:
+            yield self.training(utterance, _VALIDATION_COPIES, speed)
+        for utterance in () if validation else train:
+            session = SessionSpec("training", derive(utterance.id, "held back"))
+            start = int(numpy_generator(utterance.id, "held back").integers(_samples(utterance)))
+            yield (self.add(utterance, session, start, speed),)
 
     def training(self, utterance: Utterance, copies: int, speed: float = 1.0) -> Rows:
         """Rows of one utterance: as recorded first, then through training channels."""
@@ -194,9 +214,14 @@ class _Builder:
 
 def _starts(utterance: Utterance, copies: int) -> list[int]:
     """First samples of an utterance's crops: 0, then anywhere; a crop wraps round at the end."""
-    samples = max(1, int((utterance.seconds or 0.0) * SAMPLE_RATE))
-    drawn = numpy_generator(utterance.id, "starts").integers(0, samples, max(0, copies - 1))
+    drawn = numpy_generator(utterance.id, "starts").integers(
+        0, _samples(utterance), max(0, copies - 1)
+    )
     return [0, *(int(start) for start in np.asarray(drawn))][:copies]
+
+
+def _samples(utterance: Utterance) -> int:
+    return max(1, int((utterance.seconds or 0.0) * SAMPLE_RATE))
 
 
 def save_plan(plan: Plan, folder: Path, generator: Path | None = None) -> None:
