@@ -98,6 +98,17 @@ class Handover:
         self._store.sync([model])
         return model
 
+    def fetch_generator(self, path: Path) -> None:
+        """Fetch the impostor generator that the run names, without which no device can train.
+
+        Raises:
+            GeneratorNotPublishedError: no version is that generator.
+            FedspkError: the server is away or shows what is not to be trusted, or the file cannot
+                be written.
+        """
+        versions = self._server.versions
+        versions.fetch("gan", versions.generator_of(self._config.generator), path)
+
     def offer(self, model: str, record: RoundRecord | RoundProgress, budget: Budget) -> None:
         """Let the channel "training" name a model, before devices are asked to use it.
 

@@ -8,7 +8,9 @@ rounds: overrides the configuration's when above 0.
 store: the folder of models by content hash; checkpoints: the folder of the run's checkpoint, in
     which a run continues; default: this run's own below the user's cache.
 init: hash of a model in the store to start from, or, with a main server, the channel that names it
-    (training, canary or stable); default: the run's freshly drawn one.
+    (training, canary or stable); default: the run's freshly drawn one. In a run with the impostors
+    "gan" its classes are then trained on the invented speakers.
+generator: file of the impostor generator that the run names; a main server's is fetched.
 register: the file of the devices' public keys; default: `register.json` in the folder `devices`,
     and without that in the one where a simulation's nodes draw their data.
 corpus, devices, device: where the devices find their data (see `clients.client_app`).
@@ -127,20 +129,57 @@ def _initial(
 
     given = _text(context, "init")
     channel = next((name for name in CHANNELS if name == given), None)
-    if channel is None:
+    if channel is None and config.impostors != "gan":
         return given or store.put(initial_vector(config))
-    if handover is None:
-        raise FedspkError(f"init is {given!r}, a channel, but the run has no server; name it.")
     note = _folder(context, "checkpoints") / "initial.json"
     if not note.exists():
-        write_json(note, {"channel": channel, "model": handover.start(channel)})
+        if channel is None:
+            model = given or store.put(initial_vector(config))
+        elif handover is None:
+            raise FedspkError(f"init is {given!r}, a channel, but the run has no server; name it.")
+        else:
+            model = handover.start(channel)
+        if config.impostors == "gan":
+            model = _with_invented_classes(context, config, store, handover, model)
+        write_json(note, {"init": given, "model": model})
     noted = read_json(note)
-    if noted["channel"] != channel:
+    if noted["init"] != given:
         raise FedspkError(
-            f"init is {channel!r}, but {note} says that this run started from "
-            f"{noted['channel']!r}; name another folder of checkpoints to start afresh."
+            f"init is {given!r}, but {note} says that this run started from "
+            f"{noted['init']!r}; name another folder of checkpoints to start afresh."
         )
     return str(noted["model"])
+
+
+def _with_invented_classes(
+    context: Context,
+    config: RunConfig,
+    store: WeightStore,
+    handover: Handover | None,
+    model: str,
+) -> str:
+    """Return the hash of a model whose classes know the run's invented speakers."""
+    from tempfile import TemporaryDirectory
+
+    from fedspk.run_model import run_front_end
+    from gan.generator_file import check_front_end, load_generator
+    from gan.invented import with_invented_classes
+
+    with TemporaryDirectory() as folder:
+        generator = _optional_file(context, "generator")
+        if handover is not None:
+            generator = Path(folder) / "generator.safetensors"
+            handover.fetch_generator(generator)
+        elif generator is None:
+            raise FedspkError(
+                "the run's impostors are 'gan', but it has neither a generator nor a server that "
+                "publishes it; name the file."
+            )
+        vector = with_invented_classes(store.get(model), config, generator)
+        check_front_end(generator, load_generator(generator), run_front_end(config))
+    started = store.put(vector)
+    store.sync([started])
+    return started
 
 
 def _evaluation(context: Context, config: RunConfig) -> Evaluate | None:
@@ -187,6 +226,11 @@ def _run_config(context: Context) -> RunConfig:
             config = RunConfig.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
+    if config.impostors == "gan" and not (config.generator and config.public):
+        raise FedspkError(
+            f"{path}: impostors is 'gan'; set generator to the SHA-256 of the generator's file and "
+            "public to the number of invented speakers."
+        )
     rounds = int(context.run_config.get("rounds") or 0)
     return config.changed(rounds=rounds) if rounds > 0 else config
 

@@ -12,6 +12,7 @@ What the device insists on is the node's configuration alone:
 server: address of the main server; the device then trains only from the model that the server's
     channel "training" names, with server-root: the file of its root metadata, and server-ca:
     certificates to trust in place of the system's. Without it models come from the folder `store`.
+    A run's impostor generator comes from there too, unless the device's description names one.
 identity, register: files (see `fedspk identity`); without them `identity.json` in the device's
     private folder, and `register.json` beside its description.
 minimum-cohort: fewest devices of a sum that the device takes part in, those that failed not
@@ -64,6 +65,7 @@ from fedspk.run_folder import run_folder
 if TYPE_CHECKING:
     from clients.dataset import DeviceDataset
     from clients.local import LocalUpdate
+    from clients.model_source import ModelSource
     from clients.secure import SecureDevice
     from fedspk.secagg.masks import MaskedVector
     from fedspk.weights import FloatVector, WeightStore
@@ -108,7 +110,7 @@ def train(message: Message, context: Context) -> Message:
     _require_plain_updates(context)
     request = TrainRequest.from_record(_content(message))
     config = RunConfig.from_json(request.config)
-    dataset = _dataset(context)
+    dataset = _training_data(context, config)
     update = _update(dataset, _model(context, config, request.model), config, request)
     by_file = config.update_transport == "file"
     reply = TrainReply(
@@ -130,7 +132,7 @@ def evaluate(message: Message, context: Context) -> Message:
     _require_plain_updates(context)
     request = EvaluateRequest.from_record(_content(message))
     config = RunConfig.from_json(request.config)
-    dataset = _dataset(context)
+    dataset = _training_data(context, config)
     vector = _model(context, config, request.model)
     loss, examples, seconds = _validation(dataset, vector, config, request)
     reply = EvaluateReply(dataset.device, loss if examples else 0.0, examples, seconds)
@@ -164,7 +166,7 @@ def train_masked(message: Message, context: Context) -> Message:
 
     def compute() -> Contribution:
         vector = _model(context, config, request.model)
-        update = _update(_dataset(context), vector, config, request)
+        update = _update(_training_data(context, config), vector, config, request)
         figures = {
             "weight": update.weight,
             "loss": float(update.result.training_loss or 0.0),
@@ -188,7 +190,8 @@ def evaluate_masked(message: Message, context: Context) -> Message:
 
     def compute() -> Contribution:
         vector = _model(context, config, request.model)
-        loss, examples, seconds = _validation(_dataset(context), vector, config, request)
+        dataset = _training_data(context, config)
+        loss, examples, seconds = _validation(dataset, vector, config, request)
         counts = examples > 0 and math.isfinite(loss)
         return Contribution(
             {"examples": counts, "loss": loss if counts else 0.0, "seconds": seconds}
@@ -289,6 +292,17 @@ def _dataset(context: Context) -> DeviceDataset:
     return DeviceDataset.open(_description(context))
 
 
+def _training_data(context: Context, config: RunConfig) -> DeviceDataset:
+    """Return the device's data, with the generator that the run names if the device has none."""
+    from dataclasses import replace
+
+    dataset = _dataset(context)
+    if config.impostors != "gan" or dataset.generator is not None:
+        return dataset
+    source = _source(context)
+    return replace(dataset, generator=source.generator(config)) if source else dataset
+
+
 def _description(context: Context) -> Path:
     """Return the device's description; a node that is given none draws its data."""
     device, folder = _setting(context, "device"), _setting(context, "devices")
@@ -370,17 +384,23 @@ def _minimum_noise(context: Context) -> float:
 
 def _model(context: Context, config: RunConfig, model: str) -> FloatVector:
     """Return the model of this hash: from the main server, verified, if the node has one."""
+    source = _source(context)
+    return source.get(model, config) if source else _store(context).get(model)
+
+
+def _source(context: Context) -> ModelSource | None:
+    """Return what the main server publishes; None if the node has no server."""
     node = context.node_config
     address = str(node.get("server") or "")
     if not address:
-        return _store(context).get(model)
+        return None
     from clients.model_source import ModelSource
 
     root, ca = str(node.get("server-root") or ""), str(node.get("server-ca") or "")
     if not root:
         raise FedspkError("The node has a server but no server-root; name the file.")
     folder = _dataset(context).folder / "versions"
-    return ModelSource(address, folder, Path(root), Path(ca) if ca else None).get(model, config)
+    return ModelSource(address, folder, Path(root), Path(ca) if ca else None)
 
 
 def _store(context: Context) -> WeightStore:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -15,8 +13,7 @@ from torch import Tensor
 from clients.dataset import DeviceDataset, Variants
 from fedspk.errors import FedspkError
 from fedspk.rounds import RunConfig
-from fedspk.seeds import derive
-from gan.generator_file import load_generator
+from gan.invented import run_voices
 from gan.sampling import InventedVoices
 
 Choice = TypeVar("Choice")
@@ -53,7 +50,8 @@ class SpeechImpostors:
     def __init__(self, dataset: DeviceDataset, public: int) -> None:
         if not dataset.impostors:
             raise FedspkError(
-                f"{dataset.device}: has no impostors; give some or choose the impostors 'none'."
+                f"{dataset.device}: has no impostors' speech, which the run asks for; give some or "
+                "choose the impostors 'gan' or 'none'."
             )
         highest = max((*dataset.impostor_labels, *dataset.validation_impostor_labels))
         if highest >= public:
@@ -132,43 +130,6 @@ def impostor_source(config: RunConfig, dataset: DeviceDataset) -> ImpostorSource
     if config.impostors == "gan":
         return InventedImpostors(dataset, config)
     return SpeechImpostors(dataset, config.public)
-
-
-def run_voices(generator: Path, config: RunConfig) -> InventedVoices:
-    """Return the invented speakers of a run, the same on all its devices.
-
-    Raises:
-        FedspkError: the file is another generator than the run's, or one for other features.
-    """
-    voices = _voices(generator, derive(config.seed, "invented"), config.generator)
-    front_end = voices.generator.front_end
-    if (front_end.frames, front_end.bins) != (config.frames, config.bins):
-        raise FedspkError(
-            f"{generator}: makes patches of {front_end.frames} x {front_end.bins}, the run hears "
-            f"{config.frames} x {config.bins}; use a generator for its front end."
-        )
-    return voices
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a generator file in hex, by which a run names it.
-
-    Raises:
-        FedspkError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FedspkError(f"{path}: cannot be read ({error.strerror}).") from error
-
-
-@lru_cache(maxsize=2)
-def _voices(path: Path, seed: int, wanted: str) -> InventedVoices:
-    """Return a run's voices; a process that plays many devices opens the generator once."""
-    if file_hash(path) != wanted:
-        raise FedspkError(f"{path}: is not the generator of this run; fetch the run's own.")
-    return InventedVoices(load_generator(path), seed)
 
 
 @lru_cache(maxsize=2)

@@ -1,8 +1,9 @@
-"""The models that a device trains from: those that a main server's channel "training" names.
+"""What a device trains with: the model that a main server's channel "training" names, a generator.
 
 An aggregator names a model by its hash. The device takes the version that the channel names, to
 which aggregator and main server have both signed, and trains only if its parameters have that very
-hash.
+hash. A run names its impostor generator by the hash of its file, which may be that of any version
+that is published.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 from fedspk.errors import FedspkError
 from fedspk.remote import RemoteVersions
 from fedspk.rounds import RunConfig
-from fedspk.run_model import load_shared
+from fedspk.run_model import load_shared, run_front_end
 from fedspk.weights import FloatVector, WeightStore, content_hash
+from gan.generator_file import check_front_end, load_generator
+from gan.invented import file_hash
 
 KEPT = 2
 """So many models stay: the present one, and the one before it while a round ends."""
@@ -64,11 +67,26 @@ class ModelSource:
                 self._fetch(model, config)
                 return self._store.get(model)
 
+    def generator(self, config: RunConfig) -> Path:
+        """Return the file of the impostor generator that a run names.
+
+        Raises:
+            GeneratorNotPublishedError: no version is that generator.
+            VersionsUnreachable: the server is away.
+            VersionsRefused: what it shows is not to be trusted, or the file is no generator.
+            FedspkError: the generator is for another front end than the run's, or a file cannot be
+                read or written.
+        """
+        path = self._folder / "generators" / f"{config.generator}.safetensors"
+        with self._alone():
+            if not path.exists() or file_hash(path) != config.generator:  # torn by a power cut
+                versions = self._versions()
+                versions.fetch("gan", versions.generator_of(config.generator), path)
+            check_front_end(path, load_generator(path), run_front_end(config))
+        return path
+
     def _fetch(self, model: str, config: RunConfig) -> None:
-        versions = RemoteVersions(
-            self._address, self._folder / "trusted", self._trusted(), self._ca
-        )
-        versions.refresh()
+        versions = self._versions()
         channel = versions.channel("training")
         if channel is None:
             raise ModelNotReleasedError(
@@ -86,6 +104,13 @@ class ModelSource:
         self._store.put(vector)
         self._store.sync([model])
         self._forget_old()
+
+    def _versions(self) -> RemoteVersions:
+        """Return the server's present state."""
+        folder = self._folder / "trusted"
+        versions = RemoteVersions(self._address, folder, self._trusted(), self._ca)
+        versions.refresh()
+        return versions
 
     def _forget_old(self) -> None:
         models = self._store.root.glob(f"*{self._store.suffix}")

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clients import keeper
 from clients.enrolment import IDENTITY_FILE
-from clients.followed import MainServer, read_server
+from clients.followed import read_server
 from clients.memory_folder import memory_folder
 from clients.vault import Vault
 from clients.voice_dataset import write_dataset
@@ -56,7 +56,7 @@ class Federation:
 def run_supernode(
     vault: Vault,
     user: str,
-    impostors: Path,
+    impostors: Path | None,
     federation: Federation,
     stop: threading.Event,
     index: int = 0,
@@ -74,7 +74,7 @@ def run_supernode(
 
     Raises:
         FedspkError: the device follows no main server, nothing is published there, there is no
-            speech, or the SuperNode ended by itself.
+            speech, no generator in place of impostors, or the SuperNode ended by itself.
     """
     server = read_server(vault)
     if server is None:
@@ -85,7 +85,11 @@ def run_supernode(
     with memory_folder() as folder:
         private = folder / "device"
         write_bytes(folder / "root.json", server.root)
-        front_end = _front_end(server, private / "versions" / "trusted", vault.device)
+        trusted = private / "versions" / "trusted"
+        versions = RemoteVersions(server.address, trusted, server.root, server.ca)
+        front_end = _front_end(versions, vault.device)
+        if impostors is None:
+            _require_generator(versions, front_end)
         description = write_dataset(vault, user, impostors, front_end, folder, index)
         vault.identity().save(private / IDENTITY_FILE)
         settings: dict[str, NodeValue] = {
@@ -102,15 +106,32 @@ def run_supernode(
         _run(_command(federation, folder / "node.toml"), folder, stop)
 
 
-def _front_end(server: MainServer, folder: Path, device: str) -> FrontEndConfig:
+def _front_end(versions: RemoteVersions, device: str) -> FrontEndConfig:
     """Return the front end of what is trained, or else of what the device is to run."""
-    versions = RemoteVersions(server.address, folder, server.root, server.ca)
     channel = versions.channel("training") or versions.channel_of(device)
     if channel is None:
-        raise FedspkError(f"{server.address}: no model is published yet; try again later.")
+        raise FedspkError(f"{versions.address}: no model is published yet; try again later.")
     architecture = versions.manifest("model", channel.version).architecture
     assert architecture is not None
     return architecture.description().front_end
+
+
+def _require_generator(versions: RemoteVersions, front_end: FrontEndConfig) -> None:
+    """Accept a server with an impostor generator for this front end; a run names which it takes."""
+    found = versions.generators()
+    for version in reversed(found):
+        generator = versions.manifest("gan", version).generator
+        if generator is not None and generator.front_end == asdict(front_end):
+            return
+    fault = (
+        f"none of its impostor generators makes what the model hears ({front_end})"
+        if found
+        else "no impostor generator is published"
+    )
+    raise FedspkError(
+        f"{versions.address}: {fault}; give others' speech with --impostors, or let the operator "
+        "publish a generator (`fedspk server publish DIR --model generator.safetensors`)."
+    )
 
 
 def _command(federation: Federation, settings: Path) -> list[str]:

@@ -13,21 +13,24 @@ from clients.device_options import HomeOption, PassphraseOption, open_vault
 def add_commands(device: typer.Typer) -> None:
     """Add the command to the group `device`."""
     device.command(
-        epilog="Example: fedspk device train --user anna --impostors public-speech "
-        "--superlink aggregator.example.org:443 --fleet register.json --node-key node.key"
+        epilog="Example: fedspk device train --user anna --superlink aggregator.example.org:443 "
+        "--fleet register.json --node-key node.key"
     )(train)
 
 
 def train(
     user: Annotated[str, typer.Option("--user", help="Whose enrolment recordings train.")],
-    impostors: Annotated[
-        Path,
-        typer.Option(help="Others' speech, a folder each; the same on all devices of the fleet."),
-    ],
     superlink: Annotated[str, typer.Option(help="The aggregator's SuperLink, HOST:PORT.")],
     fleet: Annotated[
         Path, typer.Option(help="The fleet's keys: `fedspk server devices --register`.")
     ],
+    impostors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Others' speech, a folder each; the same on all devices of the fleet [default: "
+            "voices that the main server's generator invents]."
+        ),
+    ] = None,
     certificates: Annotated[
         Path | None, typer.Option(help="Authorities to believe (PEM) [default: the system's].")
     ] = None,

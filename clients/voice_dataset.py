@@ -33,7 +33,7 @@ _HELD_OUT = 5  # every so manieth utterance validates
 def write_dataset(
     vault: Vault,
     user: str,
-    impostors: Path,
+    impostors: Path | None,
     front_end: FrontEndConfig,
     folder: Path,
     index: int = 0,
@@ -44,14 +44,15 @@ def write_dataset(
         vault: holds the recordings.
         user: who trains.
         impostors: a folder of other people's speech, a subfolder each, the same on all devices of
-            a fleet: its speakers by name are the classes 0, 1, ... of the run.
+            a fleet: its speakers by name are the classes 0, 1, ... of the run. None: the device
+            takes part in runs whose impostors are invented.
         front_end: of the model that is trained.
         folder: for description and features.
         index: the device's number in its fleet, where the run has a class for every device.
 
     Raises:
         UnknownUserError: nobody of this name is enrolled.
-        FedspkError: there is no speech, of the user or of anybody else.
+        FedspkError: there is no speech, of the user or in the folder.
     """
     recordings = vault.recordings(vault.user(user))
     rows = _Rows(front_end)
@@ -59,17 +60,10 @@ def write_dataset(
     if not any(owner):
         raise FedspkError(f"{user}: the enrolled recordings hold no speech.")
     train, validation = _divided([variants for variants in owner if variants])
-    corpus = open_corpus(str(impostors))
     known: list[tuple[int, Variants]] = []
     unheard: list[tuple[int, Variants]] = []
-    for label, name in enumerate(sorted(corpus.speakers)):
-        spoken: Iterable[Utterance] = corpus.speakers[name][:_MOST_UTTERANCES]
-        clips = [rows.add(corpus.source.read(utterance)) for utterance in spoken]
-        kept, held_out = _divided([variants for variants in clips if variants])
-        known += [(label, variants) for variants in kept]
-        unheard += [(label, variants) for variants in held_out]
-    if not known:
-        raise FedspkError(f"{impostors}: holds no speech of others.")
+    if impostors is not None:
+        known, unheard = _others(impostors, rows)
     rows.save(folder)
     path = folder / "device.json"
     DeviceDataset(
@@ -86,6 +80,24 @@ def write_dataset(
         validation_impostor_labels=tuple(label for label, _ in unheard),
     ).save(path)
     return path
+
+
+def _others(
+    folder: Path, rows: _Rows
+) -> tuple[list[tuple[int, Variants]], list[tuple[int, Variants]]]:
+    """Add other people's speech; return what to train on and to validate on, with classes."""
+    corpus = open_corpus(str(folder))
+    known: list[tuple[int, Variants]] = []
+    unheard: list[tuple[int, Variants]] = []
+    for label, name in enumerate(sorted(corpus.speakers)):
+        spoken: Iterable[Utterance] = corpus.speakers[name][:_MOST_UTTERANCES]
+        clips = [rows.add(corpus.source.read(utterance)) for utterance in spoken]
+        kept, held_out = _divided([variants for variants in clips if variants])
+        known += [(label, variants) for variants in kept]
+        unheard += [(label, variants) for variants in held_out]
+    if not known:
+        raise FedspkError(f"{folder}: holds no speech of others.")
+    return known, unheard
 
 
 @dataclass

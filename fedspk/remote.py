@@ -35,7 +35,7 @@ from urllib3.response import BaseHTTPResponse
 from fedspk.connection import Connection, VersionsUnreachable
 from fedspk.errors import FedspkError
 from fedspk.files import DiskFullError, atomic_write, explained, sync, write_bytes
-from fedspk.proposals import LIFETIME, RELEASE
+from fedspk.proposals import LIFETIME, RELEASE, versions
 from fedspk.release import (
     MOST_JSON,
     Channel,
@@ -50,7 +50,14 @@ from fedspk.release import (
     model_path,
 )
 
-__all__ = ["OnBytes", "Reason", "RemoteVersions", "VersionsRefused", "VersionsUnreachable"]
+__all__ = [
+    "GeneratorNotPublishedError",
+    "OnBytes",
+    "Reason",
+    "RemoteVersions",
+    "VersionsRefused",
+    "VersionsUnreachable",
+]
 
 Reason = Literal["rollback", "expired", "clock", "signature", "damaged", "incompatible"]
 """Why something was refused: it is older than what was seen, no longer valid, not to be judged with
@@ -72,6 +79,10 @@ class VersionsRefused(FedspkError):  # noqa: N818, an answer rather than a fault
     def __init__(self, sentence: str, reason: Reason) -> None:
         super().__init__(sentence)
         self.reason: Reason = reason
+
+
+class GeneratorNotPublishedError(FedspkError):
+    """A run names an impostor generator that the main server does not publish."""
 
 
 class RemoteVersions:
@@ -150,6 +161,27 @@ class RemoteVersions:
         if (manifest.kind, manifest.version) != (kind, version):
             raise VersionsRefused(f"{self.address}: {path} belongs to another version.", "damaged")
         return manifest
+
+    def generators(self) -> list[int]:
+        """Return the versions of the impostor generator, rising."""
+        release = self.release()
+        return versions(release.signed if release else None, "gan")
+
+    def generator_of(self, sha256: str) -> int:
+        """Return the version of the impostor generator whose file has this SHA-256.
+
+        Raises:
+            GeneratorNotPublishedError: none has.
+        """
+        found = self.generators()
+        for version in reversed(found):
+            if self._listed(model_path("gan", version)).hashes.get("sha256") == sha256:
+                return version
+        published = f"publishes {len(found)} impostor generators" if found else "publishes none"
+        raise GeneratorNotPublishedError(
+            f"{self.address}: {published}, and not {sha256[:16]}... that the run names; let the "
+            "operator publish it (`fedspk server publish DIR --model generator.safetensors`)."
+        )
 
     def fetch(
         self, kind: Kind, version: int, path: Path, *, on_bytes: OnBytes | None = None

@@ -128,6 +128,10 @@ def starting_vector(path: Path, config: RunConfig) -> FloatVector:
     return flatten(model.state_dict(), shared_names(model, config))
 
 
+def run_front_end(config: RunConfig) -> FrontEndConfig:
+    """Return what the model of a run hears."""
+    return FrontEndConfig(frames=config.frames, bins=config.bins)
+
+
 def _description(config: RunConfig) -> ModelDescription:
-    front_end = FrontEndConfig(frames=config.frames, bins=config.bins)
-    return ModelDescription(config.encoder, front_end, dict(config.encoder_params))
+    return ModelDescription(config.encoder, run_front_end(config), dict(config.encoder_params))

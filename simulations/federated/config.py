@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from clients.impostors import file_hash
 from clients.local import PersonalPlan
 from fedspk.encoders import has_fixed_length, list_encoders
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.rounds import ImpostorKind, RunConfig
 from gan.generator_file import packaged_generator
+from gan.invented import file_hash
 
 Arm: TypeAlias = Literal["initial", "individual", "averaged", "federated", "personalised", "pooled"]
 Preset: TypeAlias = Literal["default", "quick", "paper"]

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-
-from clients.impostors import run_voices
 from fedspk import __version__
 from fedspk.corpora import Utterance
 from fedspk.engine import ModelDescription, load_described, save_described
@@ -18,6 +15,7 @@ from fedspk.rounds import RunConfig
 from fedspk.training import TrainingResult
 from fedspk.weights import load_model
 from gan.generator_file import generator_origin
+from gan.invented import learn_classes, run_voices
 from simulations.federated.central import (
     class_model,
     imprint,
@@ -28,14 +26,9 @@ from simulations.federated.central import (
 from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import Plan
 from simulations.federated.results import ArmCost
-from simulations.federated.scoring import embed
 
 # Model metadata: marks of all utterances that it was trained on.
 HEARD = "fedspk.heard"
-
-_TAKES_HEARD = 8  # of each invented speaker
-_CLASS_STEPS = 300
-_CLASS_RATE = 0.01
 
 
 def starting_model(
@@ -63,27 +56,13 @@ def starting_model(
 def with_invented_classes(start: SpeakerModel, config: ExperimentConfig) -> SpeakerModel:
     """Return the starting model with a class for every invented speaker in the public ones' place.
 
-    The classes are trained on some takes of each speaker while the encoder stays as it is, as the
-    public speakers' classes have been trained: mean embeddings lie in a narrow cone, and rows
-    there would throw the first rounds off.
+    `gan.invented.learn_classes` says how they begin.
     """
     run = config.arm("individual", "gan")
     model = class_model(run, public=run.public, devices=0)
     state = start.state_dict()
     model.load_parameters({n: value for n, value in state.items() if n.startswith("encoder.")})
-    voices = run_voices(config.generator, run)
-    embeddings = torch.cat(
-        [
-            embed(model.encoder, voices.patches([speaker] * _TAKES_HEARD, range(_TAKES_HEARD)))
-            for speaker in range(run.public)
-        ]
-    ).clone()
-    labels = torch.arange(run.public).repeat_interleave(_TAKES_HEARD)
-    optimiser = torch.optim.Adam(model.head.parameters(), lr=_CLASS_RATE)
-    for _ in range(_CLASS_STEPS):
-        optimiser.zero_grad()
-        torch.autograd.backward(model.loss_of_embedding(embeddings, labels))
-        optimiser.step()
+    learn_classes(model, run_voices(config.generator, run))
     return model.eval()
 
 

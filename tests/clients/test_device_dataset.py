@@ -11,9 +11,10 @@ from tiny_generator import make_generator
 
 from clients.batches import DeviceBatches
 from clients.dataset import DeviceDataset
-from clients.impostors import SpeechImpostors, file_hash, impostor_source
+from clients.impostors import SpeechImpostors, impostor_source
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
+from gan.invented import file_hash
 
 _OWNER = 7
 
@@ -149,7 +150,7 @@ def test_a_description_keeps_the_generator(inventive, tmp_path):
 
 def test_a_device_without_impostors_says_so(dataset):
     lonely = replace(dataset, impostors=(), impostor_labels=())
-    with pytest.raises(FedspkError, match="has no impostors"):
+    with pytest.raises(FedspkError, match="has no impostors' speech"):
         impostor_source(tiny_config(), lonely)
     assert impostor_source(tiny_config(impostors="none"), lonely) is None
 
