@@ -14,7 +14,7 @@ from handing_over import Parties, parties
 from tiny_federation import BINS, FRAMES, tiny_config
 from tiny_generator import make_generator
 from toy_device import new_device
-from version_repository import DESCRIPTION, keys_of, root_of
+from version_repository import DESCRIPTION, publish_generator, root_of
 
 from aggregator.server_app import app
 from clients.dataset import DeviceDataset
@@ -33,21 +33,12 @@ from fedspk.remote import GeneratorNotPublishedError, VersionsRefused
 from fedspk.rounds import RunConfig
 from fedspk.secagg.keys import DeviceRegister
 from gan.invented import file_hash
-from server import operations
 from server.keyring import at_hand
-from server.repository import Repository, Signers
+from server.repository import Repository
 from simulations.executors import SerialExecutor
 from simulations.grid import LocalGrid
 
 FRONT_END = FrontEndConfig(frames=FRAMES, bins=BINS)
-
-
-def publish(repository: Repository, generator: Path, signers: Signers | None = None) -> str:
-    """Publish a generator as the next version and return its hash."""
-    with repository.changing() as state:
-        made = operations.publication(repository, state, generator, {"kind": "gan"}, None)
-        operations.publish(repository, state, made, signers or keys_of(repository), "publish")
-    return file_hash(generator)
 
 
 def run_with(generator: str, **changes: object) -> RunConfig:
@@ -69,7 +60,7 @@ def generators(tmp_path: Path) -> list[Path]:
 def test_the_generator_that_a_run_names_is_fetched_once_though_a_newer_one_is_published(
     source: ModelSource, server: BentServer, repository: Repository, generators: list[Path]
 ) -> None:
-    first, second = (publish(repository, generator) for generator in generators)
+    first, second = (publish_generator(repository, generator) for generator in generators)
     path = source.generator(run_with(first))
     assert path.read_bytes() == generators[0].read_bytes()
     asked = len(server.requests)
@@ -84,17 +75,17 @@ def test_a_generator_that_is_published_while_a_device_runs_is_found(
     run = run_with(file_hash(generators[0]))
     with pytest.raises(GeneratorNotPublishedError, match=r"publishes none, and not .* publish DIR"):
         source.generator(run)
-    publish(repository, generators[1])
+    publish_generator(repository, generators[1])
     with pytest.raises(GeneratorNotPublishedError, match="publishes 1 impostor generators"):
         source.generator(run)
-    publish(repository, generators[0])
+    publish_generator(repository, generators[0])
     assert file_hash(source.generator(run)) == run.generator
 
 
 def test_a_generator_that_was_torn_is_fetched_anew(
     source: ModelSource, repository: Repository, generators: list[Path]
 ) -> None:
-    run = run_with(publish(repository, generators[0]))
+    run = run_with(publish_generator(repository, generators[0]))
     path = source.generator(run)
     path.write_bytes(path.read_bytes()[:-4])
     assert file_hash(source.generator(run)) == run.generator
@@ -103,7 +94,7 @@ def test_a_generator_that_was_torn_is_fetched_anew(
 def test_a_damaged_generator_is_refused(
     source: ModelSource, server: BentServer, repository: Repository, generators: list[Path]
 ) -> None:
-    run = run_with(publish(repository, generators[0]))
+    run = run_with(publish_generator(repository, generators[0]))
 
     def flip(path: str, answer: Answer) -> None:
         if path.startswith("/targets/gan/") and path.endswith("model.safetensors"):
@@ -119,7 +110,7 @@ def test_a_generator_for_another_front_end_is_refused(
 ) -> None:
     longer = replace(FRONT_END, window_s=0.04)  # patches of the same size
     other = make_generator(tmp_path / "other.safetensors", front_end=longer)
-    run = run_with(publish(repository, other))
+    run = run_with(publish_generator(repository, other))
     with pytest.raises(FedspkError, match="use a generator trained with the encoder's front end"):
         source.generator(run)
 
@@ -139,7 +130,7 @@ def test_a_device_with_neither_speech_nor_a_fitting_generator_is_told_what_to_do
     federation, stop = Federation("127.0.0.1:9", tmp_path / "register.json"), threading.Event()
     with pytest.raises(FedspkError, match=r"no impostor generator is published; .* --impostors"):
         run_supernode(follower, "anna", None, federation, stop)
-    publish(repository, generators[0])
+    publish_generator(repository, generators[0])
     with pytest.raises(FedspkError, match="none of its impostor generators makes what the model"):
         run_supernode(follower, "anna", None, federation, stop)
 
@@ -148,7 +139,9 @@ def test_a_device_with_neither_speech_nor_a_fitting_generator_is_told_what_to_do
 def test_a_published_generator_stands_in_for_a_folder_of_speech(
     follower: Vault, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(repository, make_generator(tmp_path / "g.safetensors", front_end=DESCRIPTION.front_end))
+    publish_generator(
+        repository, make_generator(tmp_path / "g.safetensors", front_end=DESCRIPTION.front_end)
+    )
     started: list[DeviceDataset] = []
 
     def note(_command: list[str], folder: Path, _stop: threading.Event) -> None:
@@ -178,7 +171,9 @@ def test_vaults_train_against_a_published_generator_and_nobody_else_s_speech(
     seeds = (1, 2)  # of generators; no run names the later one
     signers = at_hand(both.repository.keys, [both.key], None)
     hashes = [
-        publish(both.repository, make_generator(tmp_path / f"{s}.st", s, front_end), signers)
+        publish_generator(
+            both.repository, make_generator(tmp_path / f"{s}.st", s, front_end), signers
+        )
         for s in seeds
     ]
     config = run_with(

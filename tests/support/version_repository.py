@@ -30,6 +30,7 @@ from fedspk.release import (
     manifest_path,
     model_path,
 )
+from gan.invented import file_hash
 from server import operations, upkeep
 from server import repository as repository_module
 from server.keyring import at_hand
@@ -86,6 +87,16 @@ def publish(
     with repository.changing() as state:
         made = operations.publication(repository, state, model, evaluated(eer), channel)
         operations.publish(repository, state, made, keys_of(repository), "publish")
+
+
+def publish_generator(
+    repository: Repository, generator: Path, signers: Signers | None = None
+) -> str:
+    """Publish an impostor generator as the next version and return its file's hash."""
+    with repository.changing() as state:
+        made = operations.publication(repository, state, generator, {"kind": "gan"}, None)
+        operations.publish(repository, state, made, signers or keys_of(repository), "publish")
+    return file_hash(generator)
 
 
 def promote(repository: Repository, version: int) -> None:
