@@ -13,13 +13,12 @@ from torch import Tensor
 from clients.dataset import DeviceDataset, Variants
 from fedspk.errors import FedspkError
 from fedspk.rounds import RunConfig
-from gan.invented import run_voices
+from gan.invented import VALIDATION_TAKE, run_voices
 from gan.sampling import InventedVoices
 
 Choice = TypeVar("Choice")
 
 VALIDATION_BATCH = 64
-_VALIDATION_TAKE = 0  # of every invented speaker; training draws the others
 _TAKES = 1 << 31
 
 
@@ -105,7 +104,7 @@ class InventedImpostors:
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         speakers = generator.integers(self._public, size=count)
-        takes = generator.integers(_VALIDATION_TAKE + 1, _TAKES, size=count)
+        takes = generator.integers(VALIDATION_TAKE + 1, _TAKES, size=count)
         return self._voices.patches(speakers.tolist(), takes.tolist()), torch.from_numpy(speakers)
 
     @property
@@ -135,7 +134,7 @@ def impostor_source(config: RunConfig, dataset: DeviceDataset) -> ImpostorSource
 @lru_cache(maxsize=2)
 def _held_back(voices: InventedVoices, speakers: int) -> Tensor:
     """Return one patch of each speaker, (speakers, frames, bins) float16."""
-    return voices.patches(range(speakers), [_VALIDATION_TAKE] * speakers).half()
+    return voices.patches(range(speakers), [VALIDATION_TAKE] * speakers).half()
 
 
 def _pick(choices: Sequence[Choice], generator: np.random.Generator) -> Choice:

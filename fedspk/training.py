@@ -24,6 +24,9 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 Precision = Literal["float32", "bfloat16"]
 OptimiserKind = Literal["sgd", "adamw"]
 
+_HEAD_STEPS = 300
+_HEAD_RATE = 0.01
+
 
 class BatchSource(Protocol):
     """Where training batches come from."""
@@ -163,6 +166,19 @@ def fit(
     run.restore_best()
     model.eval()
     return run.result(time.perf_counter() - started)
+
+
+def fit_head(model: SpeakerModel, embeddings: Tensor, labels: Tensor) -> None:
+    """Train the head alone on embeddings (N, D) float32 of classes (N,) int64, all at once.
+
+    New classes begin thus for an encoder that has been trained: the mean embeddings of its
+    speakers lie in a narrow cone, and classes there would throw the first steps off.
+    """
+    optimiser = torch.optim.Adam(model.head.parameters(), lr=_HEAD_RATE)
+    for _ in range(_HEAD_STEPS):
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(model.loss_of_embedding(embeddings, labels))
+        optimiser.step()
 
 
 class _Run:

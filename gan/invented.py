@@ -14,13 +14,15 @@ from fedspk.parallel import one_torch_thread
 from fedspk.rounds import RunConfig
 from fedspk.run_model import federated_model, run_network, shared_names
 from fedspk.seeds import derive
+from fedspk.training import fit_head
 from fedspk.weights import FloatVector, flatten
 from gan.generator_file import load_generator
 from gan.sampling import InventedVoices
 
-_TAKES_HEARD = 8  # of each invented speaker
-_CLASS_STEPS = 300
-_CLASS_RATE = 0.01
+VALIDATION_TAKE = 0
+"""The take of every invented speaker that validates; training draws others."""
+
+_TAKES_HEARD = range(VALIDATION_TAKE + 1, VALIDATION_TAKE + 9)
 _CLASSES = "head.classes.public"
 
 
@@ -79,23 +81,19 @@ def with_invented_classes(vector: FloatVector, config: RunConfig, generator: Pat
 def learn_classes(model: SpeakerModel, voices: InventedVoices) -> None:
     """Train a model's head, whose classes are invented speakers alone, on some takes of each.
 
-    The encoder stays as it is, as when public speakers' classes have been trained: mean embeddings
-    lie in a narrow cone, and rows there would throw the first rounds off.
+    The encoder stays as it is.
     """
     model.encoder.eval()
     speakers = model.config.public
     with torch.inference_mode(), one_torch_thread():
         heard = [
-            model.encoder(voices.patches([speaker] * _TAKES_HEARD, range(_TAKES_HEARD))).float()
+            model.encoder(voices.patches([speaker] * len(_TAKES_HEARD), _TAKES_HEARD)).float()
             for speaker in range(speakers)
         ]
     embeddings = torch.cat(heard).clone()
-    labels = torch.arange(speakers).repeat_interleave(_TAKES_HEARD)
-    optimiser = torch.optim.Adam(model.head.parameters(), lr=_CLASS_RATE)
-    for _ in range(_CLASS_STEPS):
-        optimiser.zero_grad()
-        torch.autograd.backward(model.loss_of_embedding(embeddings, labels))
-        optimiser.step()
+    labels = torch.arange(speakers).repeat_interleave(len(_TAKES_HEARD))
+    with one_torch_thread():
+        fit_head(model, embeddings, labels)
 
 
 @lru_cache(maxsize=2)

@@ -18,6 +18,7 @@ from fedspk.model import SpeakerModel
 from fedspk.model_card import model_card
 from fedspk.rounds import ImpostorKind
 from gan.generator_file import check_front_end, load_generator
+from gan.invented import file_hash
 from simulations.executors import Executor
 from simulations.federated.arms import (
     Scored,
@@ -273,6 +274,7 @@ def _results(
         },
         "corpus": _described(corpus, casts),
         "config": config.model_dump(mode="json"),
+        "generator": file_hash(config.generator) if "gan" in config.impostors else None,
         "seed": config.seed,
         "versions": installed_versions(),
     }

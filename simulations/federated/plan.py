@@ -32,6 +32,7 @@ Rows = tuple[int, ...]
 FEATURES = "features.json"
 _TRIALS = "trials.json"
 _VALIDATION_COPIES = 2
+_VALIDATION_IMPOSTORS = 150  # of a device; more would take longer than the training itself
 _OUTSIDER_UTTERANCES = 10
 
 
@@ -255,9 +256,9 @@ def save_plan(plan: Plan, folder: Path, generator: Path | None = None) -> None:
 
 
 def _one_each(data: LabelledRows) -> LabelledRows:
-    """Return one clip a class: what each device validates on, round after round."""
+    """Return one clip a class, of some classes: what each device validates on, again and again."""
     chosen = dict(zip(data.labels, data.utterances, strict=True))
-    labels = sorted(chosen)
+    labels = sorted(chosen)[:: -(-len(chosen) // _VALIDATION_IMPOSTORS) or 1]
     return LabelledRows(tuple((chosen[label][-1],) for label in labels), tuple(labels))
 
 

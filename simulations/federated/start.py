@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+
 from fedspk import __version__
 from fedspk.corpora import Utterance
 from fedspk.engine import ModelDescription, load_described, save_described
 from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_json
 from fedspk.model import SpeakerModel
+from fedspk.parallel import one_torch_thread
 from fedspk.rounds import RunConfig
-from fedspk.training import TrainingResult
+from fedspk.training import TrainingResult, fit_head
 from fedspk.weights import load_model
 from gan.generator_file import generator_origin
 from gan.invented import learn_classes, run_voices
 from simulations.federated.central import (
     class_model,
-    imprint,
     load_classes,
     pretrain,
     train_pooled,
@@ -26,9 +28,12 @@ from simulations.federated.central import (
 from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import Plan
 from simulations.federated.results import ArmCost
+from simulations.federated.scoring import embed_rows
 
 # Model metadata: marks of all utterances that it was trained on.
 HEARD = "fedspk.heard"
+
+_COPIES_HEARD = 2  # of every utterance, for the classes of a given model
 
 
 def starting_model(
@@ -130,7 +135,16 @@ def _given(config: ExperimentConfig, run: RunConfig, plan: Plan) -> SpeakerModel
     _, state = load_described(config.init)
     model = class_model(run, public=plan.public.classes, devices=0)
     model.load_parameters({n: value for n, value in state.items() if n.startswith("encoder.")})
-    imprint(model, "head.classes.public", plan.public.table, plan.public.train)
+    data = plan.public.train
+    heard = [
+        (row, label)
+        for copies, label in zip(data.utterances, data.labels, strict=True)
+        for row in copies[:_COPIES_HEARD]
+    ]
+    rows, labels = zip(*heard, strict=True)
+    embeddings = embed_rows(model.encoder, plan.public.table, rows)
+    with one_torch_thread():
+        fit_head(model, torch.from_numpy(embeddings), torch.tensor(labels))
     return model.eval()
 
 

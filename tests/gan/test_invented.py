@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 import torch
 from tiny_federation import BINS, FRAMES, tiny_config
 from tiny_generator import make_generator
+from torch import Tensor
 
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.rounds import RunConfig
 from fedspk.run_model import device_model, federated_model, initial_vector, shared_names
 from fedspk.weights import FloatVector
-from gan.invented import file_hash, run_voices, with_invented_classes
+from gan.invented import VALIDATION_TAKE, file_hash, run_voices, with_invented_classes
+from gan.sampling import InventedVoices
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,22 @@ def test_classes_know_their_speakers_and_the_encoder_stays(
         start = stop
     assert moved == {"head.classes.public"}
     assert np.array_equal(after, with_invented_classes(before, config, generator))
+
+
+def test_classes_never_hear_the_take_that_validates(
+    generator: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: set[int] = set()
+    patches = InventedVoices.patches
+
+    def listening(self: InventedVoices, speakers: Sequence[int], takes: Sequence[int]) -> Tensor:
+        drawn.update(takes)
+        return patches(self, speakers, takes)
+
+    monkeypatch.setattr(InventedVoices, "patches", listening)
+    with_invented_classes(initial_vector(config), config, generator)
+    assert drawn
+    assert VALIDATION_TAKE not in drawn
 
 
 def test_codewords_of_devices_are_no_hindrance(generator: Path, config: RunConfig) -> None:
