@@ -21,8 +21,8 @@ import torch
 from fedspk.feature_table import FeatureTable
 from fedspk.features import FrontEndConfig, normalise
 from fedspk.files import write_json
+from fedspk.generator_description import NetworkConfig
 from gan.generator_file import load_generator, packaged_generator
-from gan.network import NetworkConfig
 from gan.patches import SpeakerPatches
 from gan.sampling import InventedVoices
 from gan.training import GanTrainer, GanTraining

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,16 +10,20 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
 from fedspk.engine import DESCRIPTION, ENCODER_PREFIX, ModelDescription, described_hash
 from fedspk.errors import FedspkError
+from fedspk.generator_description import GeneratorDescription, weights_hash
+from fedspk.release import MOST_GENERATOR
 
 GENERATOR = "fedspk.generator"
 """Where the metadata of an impostor generator's file hold its description."""
 
 _HEAD_PREFIX = "head."
+_HALF = "F16"  # of a generator's weights
 _TYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
 
 
@@ -87,27 +90,62 @@ class ModelFile:
             if not is_encoder and self._file.get_slice(name).get_dtype() != "F32":
                 continue
             weights = self._file.get_tensor(name)
-            if not np.isfinite(weights).all():  # a head's, too: devices train on from it
-                raise FedspkError(f"{self._path}: weight {name!r} is not finite.")
+            self._check_finite(name, weights)  # a head's, too: devices train on from it
             if is_encoder:
                 digest.update(np.ascontiguousarray(weights, dtype="<f4").data)
         return described_hash(self.description(), digest.hexdigest())
 
-    def generator(self) -> dict[str, Any]:
-        """Return the front end, the corpus and its speakers of an impostor generator."""
-        try:
-            described = json.loads(self._metadata[GENERATOR])
-            return {name: described[name] for name in ("front_end", "corpus", "speakers")}
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+    def generator(self) -> GeneratorDescription:
+        """Return what the file of an impostor generator says that it holds."""
+        length = self._path.stat().st_size
+        if length > MOST_GENERATOR:
             raise FedspkError(
-                f"{self._path}: does not say which front end its impostors are for; "
-                "use a generator written by `fedspk gan train`."
+                f"{self._path}: is {length} bytes long, no impostor generator is longer than "
+                f"{MOST_GENERATOR}; use a file that `fedspk gan train` wrote."
+            )
+        if GENERATOR not in self._metadata:
+            raise FedspkError(
+                f"{self._path}: holds no impostor generator; use a file that `fedspk gan train` "
+                "wrote."
+            )
+        try:
+            return GeneratorDescription.from_json(self._metadata[GENERATOR])
+        except FedspkError as error:
+            raise FedspkError(
+                f"{self._path}: is damaged or of another fedspk ({error}); "
+                "fetch or train the generator again."
             ) from error
+
+    def generator_weights(self) -> dict[str, npt.NDArray[np.float16]]:
+        """Return the weights of an impostor generator, which are what its description asks for.
+
+        No memory is taken for what a description says, but for what the file holds.
+        """
+        description = self.generator()
+        wanted = description.network.weights(description.front_end.bins)
+        for name, shape in wanted.items():
+            self._check_tensor(name, list(shape), _HALF)
+        for name in self._names:
+            if name not in wanted:
+                raise FedspkError(f"{self._path}: holds {name!r}, which no generator has.")
+        weights = {name: self._file.get_tensor(name) for name in self._names}
+        for name, values in weights.items():
+            self._check_finite(name, values)
+        if description.weights not in (None, weights_hash(weights)):
+            raise FedspkError(
+                f"{self._path}: its weights are not those that were written into it; "
+                "it is damaged, fetch or train the generator again."
+            )
+        return weights
 
     def file_hash(self) -> str:
         """Return the SHA-256 of the file's bytes, in hex."""
         with self._path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _check_finite(self, name: str, values: npt.NDArray[Any]) -> None:
+        if not np.isfinite(values).all():
+            raise FedspkError(f"{self._path}: weight {name!r} is not finite.")
 
     def _check_tensor(self, name: str, shape: list[int], kind: str) -> None:
         if name not in self._names:

@@ -16,6 +16,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -34,6 +35,7 @@ from fedspk.errors import FedspkError, first_fault
 
 if TYPE_CHECKING:
     from fedspk.engine import ModelDescription
+    from fedspk.generator_description import GeneratorDescription
 
 Kind = Literal["model", "gan"]
 ChannelName = Literal["training", "canary", "stable"]
@@ -45,6 +47,9 @@ CANARY_SHARE = 0.1
 
 MOST_JSON = 64 * 1024
 """No manifest and no channel is longer, in bytes."""
+
+MOST_GENERATOR = 5 * 1024 * 1024
+"""No file of an impostor generator is longer, in bytes."""
 
 _FOLDERS: dict[Kind, str] = {"model": "models", "gan": "gan"}
 _TARGET = re.compile(r"(models|gan)/([1-9][0-9]{0,8})/(model\.safetensors|manifest\.json)")
@@ -161,6 +166,15 @@ class Generator(_Document):
     corpus: str = Field(min_length=1)
     speakers: Count
 
+    @classmethod
+    def of(cls, description: GeneratorDescription) -> Self:
+        """Return what of a generator file's description is published."""
+        return cls(
+            front_end=asdict(description.front_end),
+            corpus=description.corpus,
+            speakers=description.speakers,
+        )
+
 
 class Manifest(_File):
     """All there is to know of one version of a model but its weights.
@@ -211,6 +225,8 @@ class Manifest(_File):
         described = (self.architecture is not None, self.generator is not None)
         if described != (self.kind == "model", self.kind == "gan"):
             raise ValueError(f"kind {self.kind} needs its own description, and no other")
+        if self.kind == "gan" and self.length > MOST_GENERATOR:
+            raise ValueError(f"no impostor generator is longer than {MOST_GENERATOR} bytes")
         parent = self.parent.version if self.parent else None
         for earlier in (parent, self.rolled_back_to):
             if earlier is not None and earlier >= self.version:
@@ -394,7 +410,8 @@ def check_model_file(path: Path, manifest: Manifest) -> None:
             file.check_encoder()
             content_hash = file.model_hash()
         else:
-            _check_generator(path, file.generator(), manifest)
+            _check_generator(path, Generator.of(file.generator()), manifest)
+            file.generator_weights()
             content_hash = file.file_hash()
         if content_hash != manifest.content_hash:
             raise FedspkError(
@@ -416,10 +433,10 @@ def _check_architecture(path: Path, found: ModelDescription, stated: ModelDescri
         )
 
 
-def _check_generator(path: Path, found: Mapping[str, Any], manifest: Manifest) -> None:
+def _check_generator(path: Path, found: Generator, manifest: Manifest) -> None:
     assert manifest.generator is not None
     stated = manifest.generator.model_dump()
-    for field, value in found.items():
+    for field, value in found.model_dump().items():
         if value != stated[field]:
             raise FedspkError(
                 f"{path}: its {field} is {value}, its manifest says {stated[field]}; "
@@ -457,10 +474,12 @@ def draft_manifest(
         is_model = draft.get("kind", "model") == "model"
         if is_model:
             file.check_encoder()
+        else:
+            file.generator_weights()
         facts = {
             "version": version,
             "architecture": Architecture.of(file.description()).model_dump() if is_model else None,
-            "generator": None if is_model else file.generator(),
+            "generator": None if is_model else Generator.of(file.generator()).model_dump(),
             "content_hash": file.model_hash() if is_model else file.file_hash(),
             "length": Path(model).stat().st_size,
         }

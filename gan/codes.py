@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedspk.generator_description import NetworkConfig
 from fedspk.seeds import numpy_generator
-from gan.network import Codes, NetworkConfig
+from gan.network import Codes
 
 
 def random_codes(

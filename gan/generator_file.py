@@ -5,23 +5,20 @@ The weights are stored as float16, which halves the download; what is loaded is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
-from fedspk.model_file import GENERATOR
-from fedspk.weights import load_model, save_model
-from gan.network import Generator, NetworkConfig
-
-_FORMAT = 1
-_MOST_BYTES = 5 * 1024 * 1024
+from fedspk.generator_description import GeneratorDescription, weights_hash
+from fedspk.model_file import GENERATOR, ModelFile
+from fedspk.weights import save_model
+from gan.network import Generator
 
 
 def save_generator(
@@ -34,22 +31,21 @@ def save_generator(
         generator: its weights are rounded to float16.
         corpus: fingerprint of the speech that it was trained on.
         speakers: how many spoke it.
-        origin: how it was made, as JSON values: training, versions; `heard` holds the marks
-            (`fedspk.corpora.Utterance.mark`) of the utterances that it was trained on.
+        origin: how it was made, see `GeneratorDescription`.
 
     Raises:
         FedspkError: the file cannot be written.
     """
-    description = {
-        "format": _FORMAT,
-        "network": asdict(generator.config),
-        "front_end": asdict(generator.front_end),
-        "corpus": corpus,
-        "speakers": speakers,
-        "origin": dict(origin),
-    }
-    weights = {name: value.cpu().half() for name, value in generator.state_dict().items()}
-    save_model(path, weights, {GENERATOR: json.dumps(description, sort_keys=True)})
+    state = {name: value.cpu().half() for name, value in generator.state_dict().items()}
+    description = GeneratorDescription(
+        network=generator.config,
+        front_end=generator.front_end,
+        corpus=corpus,
+        speakers=speakers,
+        origin=dict(origin),
+        weights=weights_hash({name: value.numpy() for name, value in state.items()}),
+    )
+    save_model(path, state, {GENERATOR: description.to_json()})
 
 
 def load_generator(path: Path) -> Generator:
@@ -85,43 +81,21 @@ def check_front_end(path: Path, generator: Generator, wanted: FrontEndConfig) ->
 
 
 def packaged_generator() -> Path:
-    """Return the generator that comes with fedspk; `fedspk gan show` tells how it was made."""
+    """Return the generator that comes with fedspk; the README beside it tells how it was made."""
     return Path(str(resources.files("gan") / "pretrained" / "generator.safetensors"))
 
 
 def _load(path: Path) -> tuple[Generator, dict[str, Any]]:
-    path = Path(path)
-    if path.is_file() and path.stat().st_size > _MOST_BYTES:
-        raise FedspkError(
-            f"{path}: is longer than {_MOST_BYTES} bytes, so it is no impostor generator; "
-            "use a file that `fedspk gan train` wrote."
-        )
-    state, metadata = load_model(path)
-    if GENERATOR not in metadata:
-        raise FedspkError(
-            f"{path}: holds no impostor generator; use a file that `fedspk gan train` wrote."
-        )
-    try:
-        description = json.loads(metadata[GENERATOR])
-        if description["format"] != _FORMAT:
-            raise ValueError(f"format {description['format']}")
-        sizes = description["network"]
-        config = NetworkConfig(**{**sizes, "channels": tuple(sizes["channels"])})
-        front_end = FrontEndConfig(**description["front_end"])
-        with torch.device("meta"):
-            generator = Generator(config, front_end)
-        weights = {name: value.float() for name, value in state.items()}
-        if not all(bool(value.isfinite().all()) for value in weights.values()):
-            raise ValueError("weights that are no numbers")
-        generator.load_state_dict(weights, assign=True)
-        origin = {
-            "heard": [],
-            **description["origin"],
-            **{n: description[n] for n in ("corpus", "speakers")},
-        }
-    except (ValueError, KeyError, TypeError, RuntimeError, FedspkError) as error:
-        raise FedspkError(
-            f"{path}: is damaged or of another fedspk ({str(error).splitlines()[0]}); "
-            "fetch or train the generator again."
-        ) from error
+    with ModelFile.open(path) as file:
+        description, weights = file.generator(), file.generator_weights()
+    with torch.device("meta"):
+        generator = Generator(description.network, description.front_end)
+    state = {name: torch.from_numpy(value.astype(np.float32)) for name, value in weights.items()}
+    generator.load_state_dict(state, assign=True)
+    origin = {
+        "heard": [],
+        **description.origin,
+        "corpus": description.corpus,
+        "speakers": description.speakers,
+    }
     return generator.eval().requires_grad_(False), origin

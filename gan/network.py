@@ -24,43 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig, normalise
+from fedspk.generator_description import KERNEL, NetworkConfig
 
-_KERNEL = 5
 _SLOPE = 0.2
 _GAIN = 2.0  # a spectrally normalised layer halves a signal's size; this gives it back
 _FLOOR = 1e-8
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """The sizes of a generator.
-
-    Args:
-        speaker_dim, session_dim, content_dim: lengths of the three codes (content: of each step).
-        style_dim: width of the network that turns codes into styles.
-        channels: of the layers; every layer but the first doubles the time resolution.
-
-    Raises:
-        FedspkError: a size is not positive.
-    """
-
-    speaker_dim: int = 64
-    session_dim: int = 16
-    content_dim: int = 16
-    style_dim: int = 128
-    channels: tuple[int, ...] = (256, 192, 128, 96)
-
-    def __post_init__(self) -> None:
-        sizes = (self.speaker_dim, self.session_dim, self.content_dim, self.style_dim)
-        if not self.channels or min(*sizes, *self.channels) < 1:
-            raise FedspkError(f"generator: sizes must be positive, got {self}.")
-
-    def steps(self, frames: int) -> int:
-        """Return the length of the content sequence of a patch of `frames` frames."""
-        stretch: int = 1 << (len(self.channels) - 1)
-        return -(-frames // stretch)
 
 
 @dataclass(frozen=True)
@@ -106,7 +75,7 @@ class Generator(nn.Module):
             _StyledLayer(width, outputs, style, stretch=1 if number == 0 else 2)
             for number, (width, outputs) in enumerate(zip(inputs, config.channels, strict=True))
         )
-        self.output = nn.Conv1d(config.channels[-1], front_end.bins, _KERNEL, padding=_KERNEL // 2)
+        self.output = nn.Conv1d(config.channels[-1], front_end.bins, KERNEL, padding=KERNEL // 2)
 
     def forward(self, codes: Codes, frames: int | None = None) -> Tensor:
         """Return patches of `frames` frames, by default the front end's."""
@@ -190,7 +159,7 @@ class _StyledLayer(nn.Module):
     def __init__(self, inputs: int, outputs: int, style: int, *, stretch: int) -> None:
         super().__init__()
         self.stretch = stretch
-        self.convolution = nn.Conv1d(inputs, outputs, _KERNEL, padding=_KERNEL // 2)
+        self.convolution = nn.Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2)
         self.noise = nn.Parameter(torch.zeros(outputs, 1))
         self.norm = _PixelNorm()
         self.style = nn.Linear(style, 2 * outputs)
@@ -205,7 +174,7 @@ class _StyledLayer(nn.Module):
 
 
 def _conv1d(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
-    convolution = nn.Conv1d(inputs, outputs, _KERNEL, stride=stride, padding=_KERNEL // 2)
+    convolution = nn.Conv1d(inputs, outputs, KERNEL, stride=stride, padding=KERNEL // 2)
     return nn.Sequential(spectral_norm(convolution), nn.LeakyReLU(_SLOPE), _Gain())
 
 

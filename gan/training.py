@@ -32,12 +32,13 @@ from torch import Tensor, nn
 
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig, normalise
+from fedspk.generator_description import NetworkConfig
 from fedspk.seeds import derive, numpy_generator
 from fedspk.weights import load_model, save_model
 from gan.codes import random_codes
 from gan.listener import Likeness, likeness, train_listener
 from gan.moments import moment_distance, patch_moments, typical_distance, voice_summary
-from gan.network import Discriminator, Generator, NetworkConfig
+from gan.network import Discriminator, Generator
 from gan.patches import SpeakerPatches
 
 COLLAPSED = 0.5

@@ -22,12 +22,12 @@ from fedspk.corpora import examine, open_corpus
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.files import read_json, write_json
+from fedspk.generator_description import NetworkConfig
 from fedspk.parallel import one_torch_thread
 from fedspk.progress import progress
 from fedspk.seeds import derive
 from gan.generator_file import save_generator
 from gan.manifest import write_draft
-from gan.network import NetworkConfig
 from gan.patches import PatchPlan, PublicSpeech, SpeakerPatches, public_speech
 from gan.sampling import InventedVoices
 from gan.sheets import sample_sheet, write_figure

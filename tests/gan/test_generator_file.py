@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,43 @@ from safetensors.torch import load_file, save_file
 from tiny_generator import TINY_FRONT_END, TINY_NETWORK, make_generator
 from version_repository import make_model
 
+from fedspk import release
 from fedspk.cli import run
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
+from fedspk.generator_description import NetworkConfig
 from fedspk.model_file import GENERATOR
 from fedspk.release import Manifest, check_model_file, draft_manifest
+from fedspk.weights import load_model
 from gan.generator_file import check_front_end, generator_origin, load_generator
+from gan.invented import file_hash
 from gan.manifest import write_draft
+from gan.network import Generator
+
+DRAFT = {"kind": "gan", "created": "2026-01-01T00:00:00Z"}
+
+
+def checked_on_a_device(path: Path) -> None:
+    """Check a file as a download, with a manifest that agrees with it in every number."""
+    manifest = Manifest.model_construct(
+        kind="gan",
+        version=1,
+        architecture=None,
+        generator=release.Generator(
+            front_end=asdict(TINY_FRONT_END), corpus="fingerprint", speakers=3
+        ),
+        content_hash=file_hash(path),
+        length=path.stat().st_size,
+    )
+    check_model_file(path, manifest)
+
+
+READERS: tuple[Callable[[Path], object], ...] = (
+    load_generator,
+    lambda path: draft_manifest(DRAFT, path, 1),
+    checked_on_a_device,
+)
+"""As commands read a generator file, as it is published, and as a device fetches it."""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +68,6 @@ def test_what_is_loaded_is_what_was_stored(file: Path) -> None:
 
 
 def rewritten(file: Path, folder: Path, change: Callable[[dict[str, object]], object]) -> Path:
-    from fedspk.weights import load_model
-
     tensors, metadata = load_model(file)
     description = json.loads(metadata[GENERATOR])
     change(description)
@@ -50,12 +79,25 @@ def rewritten(file: Path, folder: Path, change: Callable[[dict[str, object]], ob
 CHANGES: dict[str, Callable[[dict[str, object]], object]] = {
     "another format": lambda d: d.update(format=9),
     "no network": lambda d: d.pop("network"),
-    "other sizes": lambda d: d.update(network={**TINY_NETWORK.__dict__, "style_dim": 7}),
     "sizes of another kind": lambda d: d.update(network={"channels": "wide"}),
     "a negative size": lambda d: d.update(network={**TINY_NETWORK.__dict__, "style_dim": -1}),
+    "a broken size": lambda d: d.update(network={**TINY_NETWORK.__dict__, "style_dim": 6.0}),
+    "a size of letters": lambda d: d.update(network={**TINY_NETWORK.__dict__, "style_dim": "6"}),
+    "a million layers": lambda d: d.update(
+        network={**TINY_NETWORK.__dict__, "channels": [1] * 1_000_000}
+    ),
     "an unknown size": lambda d: d.update(network={**TINY_NETWORK.__dict__, "depth": 1}),
     "an impossible front end": lambda d: d.update(front_end={"bins": 0}),
     "no origin": lambda d: d.pop("origin"),
+    "an origin of another kind": lambda d: d.update(origin=[]),
+    "marks that are no list": lambda d: d.update(origin={"heard": 5}),
+    "marks that are no text": lambda d: d.update(origin={"heard": [5]}),
+    "a training without fields": lambda d: d.update(origin={"training": "long"}),
+    "a seed of letters": lambda d: d.update(origin={"training": {"seed": "7"}}),
+    "a plan of another kind": lambda d: d.update(origin={"plan": [1.0]}),
+    "a corpus that is no text": lambda d: d.update(corpus=5),
+    "speakers that are no number": lambda d: d.update(speakers="3"),
+    "a hash that is none": lambda d: d.update(weights="abc"),
 }
 
 
@@ -63,8 +105,12 @@ CHANGES: dict[str, Callable[[dict[str, object]], object]] = {
 def test_a_foreign_description_is_refused(
     file: Path, tmp_path: Path, change: Callable[[dict[str, object]], object]
 ) -> None:
-    with pytest.raises(FedspkError, match=r"changed\.safetensors: is damaged or of another fedspk"):
-        load_generator(rewritten(file, tmp_path, change))
+    path = rewritten(file, tmp_path, change)
+    for read in READERS:
+        with pytest.raises(FedspkError, match=r"changed\.safetensors: is damaged or of") as refused:
+            read(path)
+        assert len(str(refused.value)) < 250
+        assert "\n" not in str(refused.value)
 
 
 def test_a_damaged_or_foreign_file_is_refused(file: Path, tmp_path: Path) -> None:
@@ -80,20 +126,71 @@ def test_a_damaged_or_foreign_file_is_refused(file: Path, tmp_path: Path) -> Non
     make_model(path)
     with pytest.raises(FedspkError, match="holds no impostor generator"):
         load_generator(path)
-    path.write_bytes(b"\0" * (6 << 20))
-    with pytest.raises(FedspkError, match="it is no impostor generator"):
-        load_generator(path)
 
 
-def test_weights_that_are_no_numbers_are_refused(file: Path, tmp_path: Path) -> None:
-    from fedspk.weights import load_model
-
+def test_it_fits_a_phone(file: Path, tmp_path: Path) -> None:
     tensors, metadata = load_model(file)
-    tensors["output.bias"][0] = torch.nan
+    path = tmp_path / "generator.safetensors"
+    save_file({**tensors, "more": torch.zeros(6 << 20, dtype=torch.uint8)}, path, metadata)
+    for read in READERS:
+        with pytest.raises(FedspkError, match="no impostor generator is longer than 5242880"):
+            read(path)
+    whole = draft_manifest(DRAFT, file, 1)
+    with pytest.raises(FedspkError, match="no impostor generator is longer than 5242880"):
+        Manifest.from_json(whole.model_copy(update={"length": path.stat().st_size}).to_json())
+
+
+WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "no number": (lambda t: t["output.bias"][0].fill_(torch.nan), "'output.bias' is not finite"),
+    "without end": (lambda t: t["output.bias"][0].fill_(torch.inf), "'output.bias' is not finite"),
+    "of another type": (lambda t: t.update({"output.bias": t["output.bias"].float()}), "type F32"),
+    "of another shape": (lambda t: t.update({"output.bias": t["output.bias"][1:]}), "has shape"),
+    "missing": (lambda t: t.pop("output.bias"), "lacks the weight 'output.bias'"),
+    "unknown": (lambda t: t.update(more=torch.zeros(1)), "holds 'more', which no generator has"),
+    "another": (lambda t: t["output.bias"][0].add_(1), "not those that were written into it"),
+}
+
+
+@pytest.mark.parametrize(("change", "fault"), WEIGHTS.values(), ids=WEIGHTS)
+def test_weights_are_checked_wherever_a_file_is_read(
+    file: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], object],
+    fault: str,
+) -> None:
+    tensors, metadata = load_model(file)
+    change(tensors)
     path = tmp_path / "generator.safetensors"
     save_file(tensors, path, metadata)
-    with pytest.raises(FedspkError, match="no numbers"):
-        load_generator(path)
+    for read in READERS:
+        with pytest.raises(FedspkError, match=rf"generator\.safetensors: .*{fault}"):
+            read(path)
+
+
+@pytest.mark.parametrize("style_dim", [7, 10**9, 10**30])
+def test_no_size_is_believed_that_the_weights_have_not(
+    file: Path, tmp_path: Path, style_dim: int
+) -> None:
+    sizes = {**TINY_NETWORK.__dict__, "style_dim": style_dim}
+    path = rewritten(file, tmp_path, lambda d: d.update(network=sizes))
+    for read in READERS:
+        with pytest.raises(FedspkError, match=rf"its description needs \({style_dim}, "):
+            read(path)
+
+
+def test_files_of_before_weights_were_hashed_are_read(file: Path, tmp_path: Path) -> None:
+    old = load_generator(rewritten(file, tmp_path, lambda d: d.pop("weights"))).state_dict()
+    assert all(torch.equal(old[n], value) for n, value in load_generator(file).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "network", [TINY_NETWORK, NetworkConfig(), NetworkConfig(channels=(5,) * 11)], ids=repr
+)
+def test_a_description_knows_its_network_s_weights(network: NetworkConfig) -> None:
+    with torch.device("meta"):
+        made = Generator(network, TINY_FRONT_END).state_dict()
+    found = {name: tuple(value.shape) for name, value in made.items()}
+    assert network.weights(TINY_FRONT_END.bins) == found
 
 
 def test_a_generator_for_another_front_end_is_refused(file: Path) -> None:

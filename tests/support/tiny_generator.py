@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from fedspk.features import FrontEndConfig
+from fedspk.generator_description import NetworkConfig
 from gan.generator_file import save_generator
-from gan.network import Generator, NetworkConfig
+from gan.network import Generator
 
 TINY_FRONT_END = FrontEndConfig(frames=40, bins=8)
 TINY_NETWORK = NetworkConfig(
