@@ -487,9 +487,14 @@ def draft_manifest(
     stated = _validated({**defaults, **facts, **draft})
     for field, fact in facts.items():
         if getattr(stated, field) != getattr(manifest, field):
+            remedy = (
+                "it is of another file, use this one's own"
+                if field == "content_hash"
+                else "correct the field or leave it out"
+            )
             raise FedspkError(
                 f"the manifest's {field} is {draft[field]!r}, but {model.name} would be published "
-                f"with {fact!r}; correct the field or leave it out."
+                f"with {fact!r}; {remedy}."
             )
     return manifest
 

@@ -30,6 +30,7 @@ from fedspk.release import (
     model_path,
     version_at,
 )
+from gan.invented import file_hash
 
 CREATED = "2026-01-02T03:04:05Z"
 
@@ -315,6 +316,14 @@ def test_a_generator_for_another_front_end_than_its_manifest_says_is_refused(
     stated = Manifest.model_validate({**manifest.model_dump(), "generator": other})
     with pytest.raises(FedspkError, match=r"its front_end is .* its manifest says"):
         check_model_file(path, stated)
+
+
+def test_a_draft_of_another_generator_is_refused(tmp_path: Path) -> None:
+    described, other = (make_generator(tmp_path / f"{n}.safetensors", seed=n) for n in (1, 2))
+    draft = {"kind": "gan", "content_hash": file_hash(described), "created": CREATED}
+    assert draft_manifest(draft, described, 1).content_hash == file_hash(described)
+    with pytest.raises(FedspkError, match=r"but 2\.safetensors would .* it is of another file"):
+        draft_manifest(draft, other, 1)
 
 
 def test_a_file_that_is_no_generator_is_not_published_as_one(model: Path) -> None:
