@@ -90,7 +90,8 @@ class InventedImpostors:
     utterance.
 
     Raises:
-        FedspkError: the device has no generator, another than the run's, or one for other features.
+        FedspkError: the device has no generator, another than the run's, or one for another front
+            end.
     """
 
     def __init__(self, dataset: DeviceDataset, config: RunConfig) -> None:

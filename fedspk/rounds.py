@@ -48,6 +48,7 @@ class RunConfig(BaseModel):
     The fields that explain themselves are those of `HeadConfig` and `TrainingConfig`; the others:
 
     name: separates the runs of one experiment in each device's folder.
+    front_end: the fields of `FrontEndConfig` beyond `frames` and `bins`; default: as there.
     public: public (or invented) speakers that all devices know as classes 0 .. public - 1.
     generator: SHA-256 of the impostor generator's file, for the impostors "gan".
     devices: class rows after them; with `codeword_seed` as many as there are devices, else 1.
@@ -79,6 +80,7 @@ class RunConfig(BaseModel):
     encoder_params: dict[str, Scalar] = Field(default_factory=dict)
     frames: int = Field(default=350, ge=1)
     bins: int = Field(default=80, ge=1)
+    front_end: dict[str, Scalar] = Field(default_factory=dict)
 
     head_kind: HeadKind = "binary"
     public: int = Field(default=0, ge=0)

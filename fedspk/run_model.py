@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fedspk.engine import ModelDescription, load_described, save_described
 from fedspk.errors import FedspkError
@@ -119,7 +120,7 @@ def starting_vector(path: Path, config: RunConfig) -> FloatVector:
     if description != _description(config):
         raise FedspkError(
             f"{path}: holds encoder {description.encoder} with {description.front_end}; this run "
-            f"trains {config.encoder} with {config.frames} frames of {config.bins} bins."
+            f"trains {config.encoder} with {run_front_end(config)}."
         )
     model = device_model(config)
     like = model.state_dict()
@@ -129,8 +130,16 @@ def starting_vector(path: Path, config: RunConfig) -> FloatVector:
 
 
 def run_front_end(config: RunConfig) -> FrontEndConfig:
-    """Return what the model of a run hears."""
-    return FrontEndConfig(frames=config.frames, bins=config.bins)
+    """Return what the model of a run hears.
+
+    Raises:
+        FedspkError: it is nothing that this version of fedspk knows.
+    """
+    others: dict[str, Any] = dict(config.front_end)
+    try:
+        return FrontEndConfig(frames=config.frames, bins=config.bins, **others)
+    except TypeError as error:
+        raise FedspkError(f"Configuration field run.front_end: {error}.") from error
 
 
 def _description(config: RunConfig) -> ModelDescription:

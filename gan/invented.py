@@ -12,11 +12,11 @@ from fedspk.errors import FedspkError
 from fedspk.model import HeadConfig, SpeakerModel
 from fedspk.parallel import one_torch_thread
 from fedspk.rounds import RunConfig
-from fedspk.run_model import federated_model, run_network, shared_names
+from fedspk.run_model import federated_model, run_front_end, run_network, shared_names
 from fedspk.seeds import derive
 from fedspk.training import fit_head
 from fedspk.weights import FloatVector, flatten
-from gan.generator_file import load_generator
+from gan.generator_file import check_front_end, load_generator
 from gan.sampling import InventedVoices
 
 VALIDATION_TAKE = 0
@@ -30,15 +30,10 @@ def run_voices(generator: Path, config: RunConfig) -> InventedVoices:
     """Return the invented speakers of a run, the same on all its devices.
 
     Raises:
-        FedspkError: the file is another generator than the run's, or one for other features.
+        FedspkError: the file is another generator than the run's, or one for another front end.
     """
     voices = _voices(generator, derive(config.seed, "invented"), config.generator)
-    front_end = voices.generator.front_end
-    if (front_end.frames, front_end.bins) != (config.frames, config.bins):
-        raise FedspkError(
-            f"{generator}: makes patches of {front_end.frames} x {front_end.bins}, the run hears "
-            f"{config.frames} x {config.bins}; use a generator for its front end."
-        )
+    check_front_end(generator, voices.generator, run_front_end(config))
     return voices
 
 

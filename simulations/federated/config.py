@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -36,8 +37,8 @@ _LAYERS: dict[Preset, tuple[Preset, ...]] = {
 
 # What the experiment sets itself, or what all arms must have in common.
 _NOT_TO_OVERRIDE = {
-    *("name", "seed", "impostors", "generator", "public", "devices", "frames", "bins"),
-    *("encoder", "encoder_params", "minimum_reply_fraction"),
+    *("name", "seed", "impostors", "generator", "public", "devices"),
+    *("frames", "bins", "front_end", "encoder", "encoder_params", "minimum_reply_fraction"),
 }
 # How a device trains for itself.
 _LOCAL_TRAINING = (
@@ -151,6 +152,7 @@ class ExperimentConfig(BaseModel):
             changes["devices"] = self.devices
         if has_fixed_length(self.run.encoder):
             changes["crop_frames"] = None
+        hears = asdict(self.front_end)
         invents = impostors == "gan" and arm in IMPOSTOR_ARMS
         fixed = {
             "name": arm_name("federated" if together else arm, impostors, self.impostors[0]),
@@ -158,8 +160,9 @@ class ExperimentConfig(BaseModel):
             "impostors": impostors,
             "generator": file_hash(self.generator) if invents else "",
             "public": self.invented_speakers if invents else public,
-            "frames": self.front_end.frames,
-            "bins": self.front_end.bins,
+            "frames": hears.pop("frames"),
+            "bins": hears.pop("bins"),
+            "front_end": hears,
             # One machine plays all devices: a device that fails is a fault, not a drop-out.
             "minimum_reply_fraction": 1.0,
         }

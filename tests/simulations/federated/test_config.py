@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedspk.errors import FedspkError
+from fedspk.run_model import run_front_end
 from fedspk.secagg.config import SecureConfig
-from simulations.federated.config import PRESETS, arm_name, load_config
+from simulations.federated.config import ARMS, PRESETS, arm_name, load_config
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -85,6 +86,12 @@ def test_a_mistake_is_one_sentence_with_the_field(tmp_path: Path, text: str, wor
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FedspkError, match="cannot be read"):
         load_config("default", tmp_path / "absent.toml", {})
+
+
+def test_every_arm_hears_what_the_experiment_says() -> None:
+    config = load_config("quick", None, {"front_end.normalise": "mean", "front_end.frames": 200})
+    for arm in ARMS:
+        assert run_front_end(config.arm(arm, "speech")) == config.front_end
 
 
 def test_only_further_kinds_of_impostors_get_a_suffix() -> None:
