@@ -160,6 +160,7 @@ def build_app(service: Service) -> FastAPI:
         metrics=metrics,
         most_upload=service.most_upload,
         is_known=lambda token: service.registry.operator(token) is not None,
+        refuse=_refuse,
     )
     for router in (static_routes(service), page_routes(service), *ROUTERS):
         app.include_router(router)

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedspk.api import API
+from fedspk.errors import FedspkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedspk.server")
 
+UNKNOWN_TOKEN = "no operator has this token."
 MOST_FROM_STRANGERS = 8 << 10
 """Registrations, reports and the login are shorter, in bytes."""
 MOST_BODY = 1 << 20
@@ -44,15 +47,22 @@ class Traffic:
         metrics: where answers are counted.
         most_upload: longest model file that is taken, in bytes.
         is_known: says whether a token is an operator's.
+        refuse: answers with an error that `is_known` raises.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, most_upload: int, is_known: Callable[[str], bool]
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        most_upload: int,
+        is_known: Callable[[str], bool],
+        refuse: Callable[[Request, Exception], Response],
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._most_upload = most_upload
         self._is_known = is_known
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -69,31 +79,33 @@ class Traffic:
             await send(message)
 
         try:
-            headers = Headers(scope=scope)
-            declared = headers.get("content-length", "0")
-            length = int(declared) if declared.isdecimal() else MOST_FROM_STRANGERS + 1
-            is_long = length > MOST_FROM_STRANGERS or "transfer-encoding" in headers
-            is_known = is_long and await self._is_from_operator(headers)
-            most = self._most(scope["path"])
-            if not is_known:
-                most = min(most, MOST_FROM_STRANGERS)
-            if length > most:
-                refusal = _too_long(most)
-                answer = JSONResponse(
-                    {"error": refusal.detail}, refusal.status_code, refusal.headers
-                )
-                await answer(scope, receive, sending)
-            else:
-                await self._app(scope, _limited(receive, most), sending)
+            await self._answer(scope, receive, sending)
         finally:
             seconds = perf_counter() - start
             route = template(scope)
             self._metrics.count(scope["method"], route, status, seconds)
             _tell(scope, route, status, seconds)
 
-    async def _is_from_operator(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and await run_in_threadpool(self._is_known, token.strip())
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "0")
+        length = int(declared) if declared.isdecimal() else MOST_FROM_STRANGERS + 1
+        token = _token(headers)
+        most, is_known = self._most(scope["path"]), False
+        if token and (length > MOST_FROM_STRANGERS or "transfer-encoding" in headers):
+            try:
+                is_known = await run_in_threadpool(self._is_known, token)
+            except FedspkError as error:
+                await self._refuse(Request(scope), error)(scope, receive, send)
+                return
+        if not is_known:
+            most = min(most, MOST_FROM_STRANGERS)
+        refusal = _too_long(most, has_token=bool(token))
+        if length > most:
+            answer = JSONResponse({"error": refusal.detail}, refusal.status_code, refusal.headers)
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, _limited(receive, most, refusal), send)
 
     def _most(self, path: str) -> int:
         if path.startswith(f"{API}/uploads/"):
@@ -127,7 +139,13 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and not {" ", '"', "="} & {*text} and text != ""
 
 
-def _limited(receive: Receive, most: int) -> Receive:
+def _token(headers: Headers) -> str:
+    """Return the token that came with a request, or nothing."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _limited(receive: Receive, most: int, refusal: HTTPException) -> Receive:
     """Return `receive` that refuses to give more than `most` bytes of a body."""
     length = 0
 
@@ -136,19 +154,19 @@ def _limited(receive: Receive, most: int) -> Receive:
         message = await receive()
         length += len(message.get("body", b""))
         if length > most:
-            raise _too_long(most)
+            raise refusal
         return message
 
     return receiving
 
 
-def _too_long(most: int) -> HTTPException:
+def _too_long(most: int, *, has_token: bool) -> HTTPException:
     headers = {"Connection": "close"}
     if most != MOST_FROM_STRANGERS:
         return HTTPException(413, f"the body is longer than {most} bytes.", headers)
     headers["WWW-Authenticate"] = "Bearer, Fedspk-Device"
     reason = f"a body of more than {most} bytes needs an operator's token: Authorization: Bearer."
-    return HTTPException(401, reason, headers)
+    return HTTPException(401, UNKNOWN_TOKEN if has_token else reason, headers)
 
 
 def _tell(scope: Scope, route: str, status: int, seconds: float) -> None:

@@ -13,6 +13,7 @@ from server.faults import ForbiddenError, UnauthenticatedError, WrongClockError
 from server.metrics import Metrics
 from server.records import Operator, Role
 from server.service import Service
+from server.traffic import UNKNOWN_TOKEN
 
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="operator", description="A token of `server add-operator`."
@@ -66,7 +67,7 @@ class allow:  # noqa: N801  (a dependency reads like a function)
             raise UnauthenticatedError("an operator's token is needed: Authorization: Bearer.")
         operator = service.registry.operator(credentials.credentials)
         if operator is None:
-            raise UnauthenticatedError("no operator has this token.")
+            raise UnauthenticatedError(UNKNOWN_TOKEN)
         request.state.who = operator.name
         if operator.role not in self._roles:
             raise ForbiddenError(

@@ -457,4 +457,7 @@ def test_why_the_server_cannot_answer_is_for_its_log(
         answer = api.client.get(path, headers=bearer("nobody"))
         refused(answer, 503, "its log says why")
         assert "operators" not in answer.text
+    for content in (b"{}", b"x" * 9000):
+        answer = api("aggregator", "POST", "/proposals", content=content)
+        refused(answer, 503, "its log says why")
     assert "no such table" in caplog.text

@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -117,13 +118,22 @@ def test_a_device_is_no_operator_and_an_operator_no_device(
     assert client.put(path, json={}, headers=bearer(token)).status_code == 401
 
 
-def answer_before_the_body(client: httpx.Client, path: str, length: object, token: str) -> str:
-    """Announce a body, send none of it, and return the first line of the answer."""
+@contextmanager
+def announced(
+    client: httpx.Client, path: str, length: object, token: str
+) -> Iterator[socket.socket]:
+    """Announce a body and send none of it."""
     url = client.base_url
     with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
         head = [f"POST {API}{path} HTTP/1.1", "Host: x", f"Content-Length: {length}"]
         head += ["Content-Type: application/json", f"Authorization: {token}"]
         connection.sendall("\r\n".join([*head, "", ""]).encode())
+        yield connection
+
+
+def answer_before_the_body(client: httpx.Client, path: str, length: object, token: str) -> str:
+    """Announce a body, send none of it, and return the first line of the answer."""
+    with announced(client, path, length, token) as connection:
         return connection.makefile().readline().strip()
 
 
@@ -135,6 +145,19 @@ def test_of_a_strangers_long_body_nothing_is_read(client: httpx.Client, path: st
     chunks = iter([b"[" * 9000] * 2)
     answer = client.post(API + path, content=chunks, headers={"Content-Type": "application/json"})
     assert answer.status_code in (401, 404)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("", "of more than 8192 bytes needs an operator's token"),
+        ("Basic YTpi", "of more than 8192 bytes needs an operator's token"),
+        ("Bearer fedspk_wrong", "no operator has this token."),
+    ],
+)
+def test_a_wrong_token_is_told_from_none(client: httpx.Client, header: str, words: str) -> None:
+    with announced(client, "/proposals", 9000, header) as connection:
+        assert words in connection.makefile().read()
 
 
 def test_who_may_not_propose_need_not_send_the_proposal(
