@@ -17,6 +17,7 @@ from fedspk.errors import FedspkError
 from fedspk.files import PARTIAL, atomic_write
 from fedspk.proposals import Content, copy_content
 from fedspk.release import channel_at, version_at
+from server.faults import UnavailableError
 
 _NAME = re.compile(r"((?:models|gan)/[1-9][0-9]{0,8}/|channels/)([0-9a-f]{64})\.([a-z.]+)")
 
@@ -116,6 +117,7 @@ class LocalArtefacts:
 class RemoteArtefacts:
     """Target files in any store that fsspec knows; see `Artefacts`.
 
+    A store that fails is nobody's fault who asks, so its errors are `UnavailableError`.
     A file gets its name by a move, which object stores (a copy) and file servers (a rename) do at
     once. What killed uploads leave has another name until the next change.
     """
@@ -176,7 +178,8 @@ class RemoteArtefacts:
         except FedspkError:
             raise
         except Exception as error:  # what a store's package raises is up to it
-            raise FedspkError(f"{self._shown}/{name}: cannot be {what} ({error}).") from error
+            reason = str(error) or type(error).__name__
+            raise UnavailableError(f"{self._shown}/{name}: cannot be {what} ({reason}).") from error
 
 
 def _is_ours(name: str) -> bool:

@@ -26,7 +26,7 @@ class LacksKeyError(ConflictError):
 
 
 class UnavailableError(FedspkError):
-    """Repository or database cannot be used at present."""
+    """Repository, store or database cannot be used at present."""
 
 
 class WrongClockError(UnauthenticatedError):

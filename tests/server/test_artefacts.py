@@ -12,13 +12,16 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from main_server import bearer, make_service, serving
 from version_repository import publish, roll_back
 
+from fedspk.api import API
 from fedspk.errors import FedspkError
 from fedspk.release import manifest_path, model_path
 from server.artefacts import Artefacts, hash_in, open_artefacts
 from server.creation import create
 from server.repository import Repository
+from server.service import UNAVAILABLE
 
 MODEL = bytes(range(256)) * 5000
 CHANNEL = b"{1}"
@@ -33,6 +36,7 @@ class FullStore(MemoryFileSystem):
     store: dict[str, Any] = {}  # noqa: RUF012 (as in the base class)
     pseudo_dirs = [""]  # noqa: RUF012
     fails_at = ""
+    failure: Exception | None = None
 
     def mv(self, *arguments: Any, **more: Any) -> None:
         if self.fails_at == "mv":
@@ -40,6 +44,8 @@ class FullStore(MemoryFileSystem):
         super().mv(*arguments, **more)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        if self.failure:
+            raise self.failure
         if self.fails_at == "makedirs":
             raise OSError(errno.ENOSPC, "No space left on device")
         super().makedirs(path, exist_ok)
@@ -64,7 +70,7 @@ def store(url: str, tmp_path: Path) -> Artefacts:
 def full() -> Iterator[type[FullStore]]:
     fsspec.register_implementation("full", FullStore, clobber=True)
     yield FullStore
-    FullStore.fails_at = ""
+    FullStore.fails_at, FullStore.failure = "", None
     FullStore.store.clear()
 
 
@@ -224,6 +230,36 @@ def test_a_wrong_address_is_refused_without_its_password(
         open_artefacts(url, tmp_path)
     assert words in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [Exception("no endpoint s3.internal"), TimeoutError(), PermissionError("s3.internal")],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_store_that_is_away_is_no_fault_of_who_publishes(
+    full: type[FullStore],
+    models: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    failure: Exception,
+) -> None:
+    create(tmp_path / "versions")
+    _set_artefacts(tmp_path / "versions", "full://store")
+    service = make_service(Repository(tmp_path / "versions"))
+    headers = bearer(service.registry.add_operator("ann", "operator"))
+    content = models[0].read_bytes()
+    body = {"model": sha256(content).hexdigest(), "manifest": {}}
+    with serving(service) as client:
+        client.put(f"{API}/uploads/{body['model']}", content=content, headers=headers)
+        full.failure = failure
+        answer = client.post(f"{API}/versions", json=body, headers=headers)
+        assert answer.status_code == 503, answer.text
+        assert answer.json() == {"error": UNAVAILABLE}
+        assert "full://store/models/1/" in caplog.text
+        full.failure = None
+        assert client.post(f"{API}/versions", json=body, headers=headers).status_code == 201
+    service.registry.close()
 
 
 def test_an_object_store_works_like_a_folder(
