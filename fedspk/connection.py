@@ -5,16 +5,16 @@ Nothing here trusts what the server says: `fedspk.remote` checks it.
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 from urllib.parse import urlsplit
 
 import urllib3
@@ -37,7 +37,14 @@ from fedspk.errors import FedspkError
 _CHUNK = 256 * 1024
 _LONGEST_ANSWER = 64 * 1024
 _TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)
-_RETRIES = urllib3.Retry(total=2, redirect=0, status=0, backoff_factor=0.3, raise_on_redirect=False)
+_RETRIES = urllib3.Retry(
+    total=2,
+    redirect=0,
+    status=0,
+    backoff_factor=0.3,
+    raise_on_redirect=False,
+    respect_retry_after_header=False,  # else urllib3 reads such an answer to its end, however slow
+)
 _ANSWER_S = 30.0  # for all headers of an answer together
 # A server that sends less than so much in so long is given up: it could hold a device for ever.
 _WINDOW_S = 60.0
@@ -72,25 +79,67 @@ class _Deadline:
     def _end(self) -> None:
         self._is_over = True
         if self._connection.sock is not None:
-            with suppress(OSError):
-                # not TLS's own, which would change the object that another thread reads from
-                socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
+            _shut(self._connection.sock)
+
+
+class _Pace:
+    """Shuts the socket through which a body comes when too little of it comes in a window.
+
+    A thread of its own looks, as a read may last for ever: what comes need not be the body's.
+    """
+
+    def __init__(self, through: socket.socket | None) -> None:
+        self.is_too_slow = False
+        self._socket = through
+        self._came = 0
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="pace", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    def count(self, length: int) -> None:
+        """Take note that so many bytes of the body have come."""
+        self._came += length
+
+    def _watch(self) -> None:
+        seen = 0
+        while not self._is_done.wait(_WINDOW_S):
+            came = self._came
+            if came - seen < _WINDOW_BYTES:
+                self.is_too_slow = True
+                if self._socket is not None:
+                    _shut(self._socket)
+                return
+            seen = came
+
+
+def _shut(through: socket.socket) -> None:
+    """Let whoever reads from a socket find its end."""
+    with suppress(OSError):
+        # not TLS's own, which would change the object that another thread reads from
+        socket.socket.shutdown(through, socket.SHUT_RDWR)
 
 
 class _Connection(HTTPConnection):
+    answering: socket.socket | None = None
+    """Through which the last answer comes, even if this connection has let go of it."""
+
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
+        self.answering = self.sock
         with _Deadline(self):
             return super().getresponse()
 
 
-class _TLSConnection(HTTPSConnection):
+class _TLSConnection(_Connection, HTTPSConnection):
     def connect(self) -> None:
         with _Deadline(self):
             super().connect()
-
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
-        with _Deadline(self):
-            return super().getresponse()
 
 
 class _Pool(HTTPConnectionPool):
@@ -161,9 +210,10 @@ class Connection(FetcherInterface):
             response = self._pool.request(
                 method,
                 url,
-                body=body,
-                headers=headers,
+                body=io.BytesIO(body),  # sent in pieces: the timeout is that of each
+                headers={**headers, "Content-Length": str(len(body))},
                 preload_content=False,
+                decode_content=False,
                 timeout=_TIMEOUT,
                 retries=False,
             )
@@ -181,17 +231,17 @@ class Connection(FetcherInterface):
 
     def chunks(self, response: BaseHTTPResponse) -> Iterator[bytes]:
         """Yield the body as it comes."""
-        since, got = time.monotonic(), 0
-        try:
-            while chunk := response.read1(_CHUNK):
-                yield chunk
-                got += len(chunk)
-                if (now := time.monotonic()) - since > _WINDOW_S:
-                    if got < _WINDOW_BYTES:
-                        raise VersionsUnreachable(f"{self.address}: sends too slowly; try later.")
-                    since, got = now, 0
-        except HTTPError as error:
-            self._give_up(error)
+        connection = response.connection
+        with _Pace(connection.answering if isinstance(connection, _Connection) else None) as pace:
+            try:
+                while chunk := response.read1(_CHUNK):
+                    pace.count(len(chunk))
+                    yield chunk
+            except HTTPError as error:
+                if not pace.is_too_slow:
+                    self._give_up(error)
+        if pace.is_too_slow:
+            raise VersionsUnreachable(f"{self.address}: sends too slowly; try later.")
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """Return a whole body of at most `max_length` bytes.
@@ -244,8 +294,12 @@ def _in_words(error: HTTPError) -> str:
         return "no host of this name is known; check the address and the network"
     if isinstance(reason, TooLate) and not isinstance(reason, NewConnectionError):
         return "does not answer in time; try again later"
-    cause = reason.__cause__ if reason is not None else None
-    why = cause.strerror if isinstance(cause, OSError) and cause.strerror else "it broke off"
+    # urllib3 puts the cause of a connection that was lost while it sent among the arguments
+    causes = [reason.__cause__, *reason.args] if reason is not None else []
+    cause = next((each for each in causes if isinstance(each, OSError)), None)
+    if isinstance(cause, TimeoutError):
+        return "takes too long; try again later"
+    why = cause.strerror if cause is not None and cause.strerror else "it broke off"
     return f"no connection ({why}); try again later"
 
 

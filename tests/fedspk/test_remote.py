@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -521,51 +519,6 @@ def certificate(folder: Path, ends: timedelta = timedelta(days=1)) -> Path:
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     path.write_bytes(made.public_bytes(Encoding.PEM) + private)
     return path
-
-
-@contextmanager
-def dripping(start: bytes) -> Iterator[str]:
-    """Serve on loopback, to whoever connects, `start` and then a letter every now and then."""
-    stop = threading.Event()
-
-    def drip(to: socket.socket) -> None:
-        with to, suppress(OSError):
-            to.recv(65_536)
-            to.sendall(start)
-            while not stop.wait(0.05):
-                to.sendall(b"a")
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=drip, args=(listening.accept()[0],), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        stop.set()
-        listening.shutdown(socket.SHUT_RDWR)
-
-
-def test_a_server_that_drips_headers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_ANSWER_S", 0.3)
-    with dripping(b"HTTP/1.1 200 OK\r\nX: ") as address:
-        asking = connection.Connection(address)
-        with pytest.raises(VersionsUnreachable, match="does not answer in time"):
-            asking.download_bytes(f"{address}/x", 1000)
-        with pytest.raises(VersionsUnreachable, match="does not answer in time"):
-            asking.send("PUT", f"{address}/x", b"", {})
-
-
-def test_a_server_that_drips_its_answer_to_a_report_is_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connection, "_WINDOW_S", 0.3)
-    with (
-        dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n") as address,
-        pytest.raises(VersionsUnreachable, match="too slowly"),
-    ):
-        connection.Connection(address).send("PUT", f"{address}/x", b"", {})
 
 
 def test_a_private_authority_has_to_be_named(repository: Repository, tmp_path: Path) -> None:
