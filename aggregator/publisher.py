@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aggregator.signed_memory import SignedMemory
+from aggregator.signed_memory import OtherReleaseError, SignedMemory
 from fedspk.api import API, ProposedRelease
 from fedspk.connection import Connection, VersionsUnreachable
 from fedspk.errors import FedspkError
@@ -141,12 +141,16 @@ class MainServer:
 
     def _look(self, make: Callable[[RemoteVersions], Proposal | None]) -> Proposal | None:
         """Return what remains to be published after the present release."""
-        self._versions.refresh()
-        present = self._versions.release()
-        self._memory.check(present)
-        if present is not None:
-            self._memory.keep(present)
+        try:
+            self._accept_present()
+        except OtherReleaseError:
+            # Another run with this key may have published after the look, and remembered that.
+            self._accept_present()
         return make(self._versions)
+
+    def _accept_present(self) -> None:
+        self._versions.refresh()
+        self._memory.accept(self._versions.release())
 
     def _send(self, proposal: Proposal) -> None:
         proposal.check()

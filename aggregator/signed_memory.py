@@ -6,17 +6,26 @@ of its own would have this party sign anew what it signed already.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tuf.api.metadata import Metadata, Targets
 
 from fedspk.errors import FedspkError
-from fedspk.files import read_json, write_json
+from fedspk.files import explained, read_json, write_json
+
+
+class OtherReleaseError(FedspkError):
+    """A server shows what no new release may follow."""
 
 
 class SignedMemory:
     """The last release that was seen published, in a file beside the private key.
+
+    Several runs with that key may share it.
 
     Args:
         key: the file of the private key; the memory is `<key>.signed.json`.
@@ -29,32 +38,39 @@ class SignedMemory:
         """Say whether no release was ever seen: the next one may be the very first."""
         return self._last() is None
 
-    def check(self, release: Metadata[Targets] | None) -> None:
-        """Accept a release that a new one may follow: the remembered one or a later one.
+    def accept(self, release: Metadata[Targets] | None) -> None:
+        """Accept the release that a server shows if a new one may follow it, and remember it.
+
+        Args:
+            release: signed by both parties; None for none at all.
 
         Raises:
-            FedspkError: it is older than the remembered one, or another of the same version.
+            OtherReleaseError: it is older than the remembered one, or another of the same version.
+            FedspkError: the memory cannot be read or written.
         """
-        last = self._last()
-        if last is None:
-            return
-        shown = (release.signed.version, _hash(release)) if release else (0, "")
-        if shown[0] < last[0] or (shown[0] == last[0] and shown[1] != last[1]):
-            raise FedspkError(
-                f"the server shows release {shown[0]}, but {self._path} remembers another release "
-                f"{last[0]}; nothing is signed. If the server was put back from a backup, let it "
-                "publish what it lost, or delete that file."
-            )
+        with self._alone():
+            last = self._last()
+            shown = (release.signed.version, _hash(release)) if release else (0, "")
+            if last and shown != last and shown[0] <= last[0]:
+                raise OtherReleaseError(
+                    f"the server shows release {shown[0]}, but {self._path} remembers another "
+                    f"release {last[0]}; nothing is signed. If the server was put back from a "
+                    "backup, let it publish what it lost, or delete that file."
+                )
+            if release and shown != last:
+                write_json(self._path, {"version": shown[0], "sha256": shown[1]})
 
-    def keep(self, release: Metadata[Targets]) -> None:
-        """Remember a release that the server shows, signed by both parties.
-
-        Raises:
-            FedspkError: the file cannot be written.
-        """
-        found = (release.signed.version, _hash(release))
-        if found != self._last():
-            write_json(self._path, {"version": found[0], "sha256": found[1]})
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one run at a time judge and remember."""
+        path = self._path.with_suffix(".lock")
+        try:
+            lock = path.open("wb")
+        except OSError as error:
+            raise explained(error, path) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _last(self) -> tuple[int, str] | None:
         if not self._path.exists():

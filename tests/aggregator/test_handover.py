@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from aggregator.checkpoint import load_checkpoint
 from aggregator.handover import KEPT_ROUNDS, Handover
 from aggregator.publisher import MainServer
 from aggregator.record import RoundProgress, RoundRecord
+from aggregator.signed_memory import SignedMemory
 from clients.model_source import ModelNotReleasedError, ModelSource
 from fedspk.connection import Connection, VersionsUnreachable
 from fedspk.errors import FedspkError
@@ -308,6 +311,49 @@ def test_a_server_that_shows_an_older_state_gets_no_signature(
             fresh.offer(models[2], RoundProgress(0), None)
         present = both.repository.read().release
         assert (present.signed.version if present else 0) == state
+
+
+def test_two_runs_with_one_key_may_publish_at_once(
+    both: Parties,
+    tmp_path: Path,
+    config: RunConfig,
+    store: WeightStore,
+    handover: Handover,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, third = put_models(store, config, 3)
+    handover.offer(first, RoundProgress(0), None)
+    other = both.handover(tmp_path / "other", config, store)
+    refresh, waiting = RemoteVersions.refresh, [second]
+
+    def overtaken(self: RemoteVersions) -> None:
+        refresh(self)
+        if waiting:
+            other.offer(waiting.pop(), RoundProgress(1), None)
+
+    monkeypatch.setattr(RemoteVersions, "refresh", overtaken)
+    handover.offer(third, RoundProgress(1), None)
+    assert both.numbers() == [1, 2, 3]
+
+
+def test_one_run_at_a_time_remembers_and_nothing_older(
+    both: Parties, tmp_path: Path, config: RunConfig, store: WeightStore, handover: Handover
+) -> None:
+    models = put_models(store, config, 2)
+    handover.offer(models[0], RoundProgress(0), None)
+    found, path = both.repository.read().release, tmp_path / "other.pem"
+    handover.offer(models[1], RoundProgress(1), None)
+    memory, later = path.with_name("other.pem.signed.json"), both.key.name + ".signed.json"
+    with path.with_name("other.pem.signed.lock").open("wb") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        late = pool.submit(SignedMemory(path).accept, found)
+        with pytest.raises(TimeoutError):
+            late.result(0.2)
+        shutil.copy(both.key.with_name(later), memory)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        with pytest.raises(FedspkError, match=r"shows release 1, but .* another release 2"):
+            late.result()
+    assert memory.read_bytes() == both.key.with_name(later).read_bytes()
 
 
 def test_another_history_of_the_same_length_gets_no_signature(
