@@ -81,6 +81,23 @@ class NetworkConfig:
         return shapes | biases | noise
 
 
+class _Reached(BaseModel):
+    """Which step of its training the weights are of."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: Annotated[int, Field(ge=0)]
+
+
+class _Plan(BaseModel):
+    """How utterances were cut: the fields of `gan.patches.PatchPlan`."""
+
+    model_config = ConfigDict(strict=True)
+
+    patches: Annotated[int, Field(ge=1)]
+    speeds: list[float]
+
+
 class _Origin(BaseModel):
     """The fields of an origin that are computed with; the others are for people."""
 
@@ -88,7 +105,8 @@ class _Origin(BaseModel):
 
     heard: list[str] = Field(default_factory=list)
     training: dict[str, Scalar] = Field(default_factory=dict)
-    plan: dict[str, int | float | list[int | float]] = Field(default_factory=dict)
+    reached: _Reached | None = None
+    plan: _Plan | None = None
 
     @field_validator("training")
     @classmethod

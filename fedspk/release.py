@@ -470,8 +470,13 @@ def draft_manifest(
         raise FedspkError(
             "the manifest's rolled_back_to is set by `fedspk server rollback` alone; leave it out."
         )
+    is_model = draft.get("kind", "model") == "model"
+    if not is_model and draft.get("report") and "content_hash" not in draft:
+        raise FedspkError(
+            "the manifest reports on a generator but has no content_hash, so it may be of any "
+            "file; use the one that `fedspk gan report` writes."
+        )
     with ModelFile.open(model) as file:
-        is_model = draft.get("kind", "model") == "model"
         if is_model:
             file.check_encoder()
         else:

@@ -326,6 +326,15 @@ def test_a_draft_of_another_generator_is_refused(tmp_path: Path) -> None:
         draft_manifest(draft, other, 1)
 
 
+def test_a_report_is_of_one_file(tmp_path: Path) -> None:
+    path = make_generator(tmp_path / "gan.safetensors")
+    draft = {"kind": "gan", "report": {"detector_eer": 3.5}, "created": CREATED}
+    with pytest.raises(FedspkError, match="has no content_hash, so it may be of any file"):
+        draft_manifest(draft, path, 1)
+    manifest = draft_manifest({**draft, "content_hash": file_hash(path)}, path, 1)
+    assert manifest.report == {"detector_eer": 3.5}
+
+
 def test_a_file_that_is_no_generator_is_not_published_as_one(model: Path) -> None:
     with pytest.raises(FedspkError, match="fedspk gan train"):
         draft_manifest({"kind": "gan"}, model, 1, created=CREATED)
