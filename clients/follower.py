@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+LONGEST_S = 86_400.0
+"""A look or a report that takes longer hangs; a download that was cut short then goes on."""
+
 Look: TypeAlias = Callable[[Callable[["Report"], None]], "Report"]
 """Looks once, tells what it reports on the way, and returns the last report."""
 
@@ -48,15 +51,23 @@ class Follower:
         self._schedule = schedule
         self._clock = clock
         self._stop = threading.Event()
+        self._busy_since: float | None = None
         self._pause = pause or self._stop.wait
 
     def run(self) -> None:
         """Go on until `stop`; no fault ends it."""
         next_look = self._clock() + self._schedule.first()
         while not self._pause(self._wait(next_look)):
+            self._busy_since = self._clock()
             if self._clock() >= next_look:
                 next_look = self._clock() + self._schedule.next(reached=self._take_look())
             self._reporter.send()
+            self._busy_since = None
+
+    def hangs(self) -> bool:
+        """Say whether a look or a report takes longer than `LONGEST_S`."""
+        since = self._busy_since
+        return since is not None and self._clock() - since > LONGEST_S
 
     def stop(self) -> None:
         """Let `run` end after what it is doing."""

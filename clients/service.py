@@ -58,13 +58,12 @@ def run_service(
     desk = Desk(recogniser, lambda: device_status(vault, recogniser.versions))
     with (
         serving(path, desk.routes()) as server,
-        _following(vault, recogniser, poll_s, draw) as follower,
+        _following(vault, recogniser, poll_s, draw) as is_following,
     ):
         systemd.notify("READY=1")
         period = systemd.watchdog_s()
         while not stop.wait(period / 2 if period else None):
-            is_following = follower is None or follower.is_alive()
-            if server.is_alive() and is_following and _answers(path):
+            if server.is_alive() and is_following() and _answers(path):
                 systemd.notify("WATCHDOG=1")
         systemd.notify("STOPPING=1")
 
@@ -72,14 +71,14 @@ def run_service(
 @contextmanager
 def _following(
     vault: Vault, recogniser: Recogniser, poll_s: float, draw: random.Random
-) -> Iterator[threading.Thread | None]:
+) -> Iterator[Callable[[], bool]]:
     """Follow the device's main server, if it has one, until the block ends.
 
     Yields:
-        The thread that does it, if there is one.
+        What says whether that goes well.
     """
     if read_server(vault) is None:
-        yield None
+        yield lambda: True
         return
     process = UpdateProcess(vault)
     updater = Updater(vault, recogniser)
@@ -102,7 +101,7 @@ def _following(
     thread = threading.Thread(target=follower.run, name="follower", daemon=True)
     thread.start()
     try:
-        yield thread
+        yield lambda: thread.is_alive() and not follower.hangs()
     finally:
         follower.stop()
         process.stop()

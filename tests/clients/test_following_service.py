@@ -132,6 +132,33 @@ def test_a_dead_follower_is_not_called_alive(
                 systemd.recv(100)
 
 
+def test_a_look_that_hangs_is_not_called_alive(
+    tmp_path: Path, followed: MainServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = new_follower(tmp_path / "home", followed)
+    looks, goes_on = threading.Event(), threading.Event()
+
+    def hang(_: object) -> None:
+        looks.set()
+        goes_on.wait(20)
+
+    monkeypatch.setattr("clients.updater.Updater.look", hang)
+    monkeypatch.setattr("clients.schedule.Schedule.first", lambda _: 0.0)
+    monkeypatch.setattr("clients.follower.LONGEST_S", 0.2)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        with running(device, tmp_path / "s", 3600):
+            assert looks.wait(20)
+            systemd.settimeout(1.0)
+            with pytest.raises(TimeoutError):
+                for _ in range(30):
+                    systemd.recv(100)
+            goes_on.set()
+            assert systemd.recv(100) == b"WATCHDOG=1"
+
+
 def test_a_stopped_update_is_not_counted_against_the_version(tmp_path: Path) -> None:
     process = UpdateProcess(new_device(tmp_path / "home")._vault)
     process.stop()
