@@ -198,7 +198,7 @@ def load_described(path: Path) -> tuple[ModelDescription, dict[str, Tensor]]:
     state, metadata = load_model(path)
     if DESCRIPTION not in metadata:
         raise FedspkError(
-            f"{path}: does not say which encoder and front end it is for; "
+            f"{path}: is no speaker model: it does not say which encoder and front end it is for; "
             "use a model file written by fedspk."
         )
     try:

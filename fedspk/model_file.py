@@ -59,8 +59,8 @@ class ModelFile:
         """Return what the file says that it holds."""
         if DESCRIPTION not in self._metadata:
             raise FedspkError(
-                f"{self._path}: does not say which encoder and front end it is for; "
-                "use a model file written by fedspk."
+                f"{self._path}: is no speaker model: it does not say which encoder and front end "
+                "it is for; use a model file written by fedspk."
             )
         try:
             return ModelDescription.from_json(self._metadata[DESCRIPTION])
