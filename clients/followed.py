@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from clients.vault import Vault
 from clients.versions import Version, read_versions
+from fedspk.errors import FedspkError
 
 if TYPE_CHECKING:
     from fedspk.api import Failure
     from fedspk.release import ChannelName
+
+_LOG = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(hours=1), timedelta(days=7)
 
@@ -113,12 +117,19 @@ def write_server(vault: Vault, server: MainServer) -> None:
 
 
 def read_check(vault: Vault) -> LastCheck | None:
-    """Return how the last check went; None before the first.
+    """Return how the last check went; None before the first, or if the note does not open.
 
-    Raises:
-        VaultError: the note was altered.
+    The next check writes it anew: a device that looked no more could never be cured.
     """
-    note = vault.read_note("check")
+    try:
+        note = vault.read_note("check")
+    except FedspkError as error:
+        _LOG.warning(
+            "%s How the last look for a new version went is forgotten, and which version the owner "
+            "has left, if one was.",
+            error,
+        )
+        return None
     if note is None:
         return None
     found = json.loads(note)

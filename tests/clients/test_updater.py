@@ -31,8 +31,9 @@ from version_repository import (
 
 from clients import recogniser as recogniser_module
 from clients import updater as updater_module
+from clients.answers import device_status
 from clients.compiled import CompiledEngine, CompiledModel
-from clients.followed import MainServer, read_check
+from clients.followed import MainServer, leave_version, read_check
 from clients.recogniser import Recogniser
 from clients.update_process import UpdateEndedError
 from clients.updater import DownloadDueError, Outcome, Updater, UpdateRunningError
@@ -399,15 +400,32 @@ def test_a_device_without_a_server_says_so(tmp_path: Path) -> None:
         check(new_device(tmp_path / "offline"))
 
 
-@pytest.mark.parametrize("box", ["server", "check"])
-def test_an_altered_note_is_noticed(device: Recogniser, box: str) -> None:
-    check(device)
-    path = device._vault.home / f"{box}.box"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+def test_an_altered_note_of_the_server_is_noticed(device: Recogniser) -> None:
+    damage(device._vault.home / "server.box")
     with pytest.raises(VaultError):
         check(device)
+
+
+def test_a_note_of_the_last_look_that_does_not_open_is_written_anew(
+    device: Recogniser,
+    repository: Repository,
+    models: list[Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    vault = device._vault
+    publish_calibrated(repository, models[1], 0.75)
+    check(device)
+    damage(vault.home / "check.box")
+    assert device_status(vault, read_versions(vault))["last_check"] is None
+    assert "which version the owner has left" in caplog.text
+    leave_version(vault)
+    device.use_previous()
+    assert check(device).version.number == 1
+    damage(vault.home / "check.box")
+    assert check(device).version.number == 2
+    caplog.clear()
+    assert read_check(vault) is not None
+    assert not caplog.text
 
 
 def damage(path: Path) -> None:
