@@ -98,7 +98,8 @@ def check_aggregator(service: Service, state: State, proposal: Proposal) -> None
     """Accept a proposal that a token of the role aggregator may bring: what a run hands over.
 
     It may add speaker models that any client of this server's version can use, and let the channel
-    "training" name one; "canary" only where the server's settings say so, and for the same devices.
+    "training" name one; "canary" only where the server's settings say so, for the same devices, and
+    only a whole version that comes with it.
 
     Raises:
         ForbiddenError: it is for operators.
@@ -116,6 +117,11 @@ def check_aggregator(service: Service, state: State, proposal: Proposal) -> None
             raise ForbiddenError("the first version of channel canary is for an operator to name.")
         if (wanted.share, wanted.salt) != (present.share, present.salt):
             raise ForbiddenError("the role aggregator may not change which devices are canaries.")
+        named = "model", wanted.version
+        if named not in proposal.changes.versions or proposal.manifest(*named).intermediate:
+            raise ForbiddenError(
+                "the role aggregator may let channel canary name a new, whole version only."
+            )
     for kind, version in proposal.changes.versions:
         if kind != "model":
             raise ForbiddenError("the role aggregator may publish speaker models only.")

@@ -155,8 +155,29 @@ def test_a_run_chooses_no_canaries(
     refused(repository, send("aggregator", files), "may not change which devices are canaries")
 
 
-@pytest.mark.parametrize("role", ["aggregator", "operator"])
-@pytest.mark.parametrize("name", ["training", "canary"])
+def test_canaries_get_no_version_that_is_there_already(
+    repository: Repository, models: list[Path], send: Send
+) -> None:
+    publish(repository, models[1])
+    canaries(repository)
+    files = naming("canary", 2, share=CANARY.share, salt=SALT)
+    refused(repository, send("aggregator", files), "name a new, whole version only")
+    assert send("operator", files).status_code == 201
+
+
+def test_canaries_get_no_intermediate_version(
+    repository: Repository, models: list[Path], send: Send
+) -> None:
+    canaries(repository)
+    devices = {"share": CANARY.share, "salt": SALT}
+    files = {**version(repository, models[1], intermediate=True), **naming("canary", 2, **devices)}
+    refused(repository, send("aggregator", files), "name a new, whole version only")
+
+
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [("aggregator", "training"), ("operator", "training"), ("operator", "canary")],
+)
 def test_nobody_lets_a_channel_name_an_older_version(
     repository: Repository, models: list[Path], send: Send, role: str, name: ChannelName
 ) -> None:
