@@ -161,7 +161,9 @@ def forget(
 def _open(home: Path | None, passphrase_file: Path | None) -> Recogniser:
     from clients.recogniser import Recogniser
 
-    return Recogniser(open_vault(home, passphrase_file))
+    recogniser = Recogniser(open_vault(home, passphrase_file))
+    recogniser.follow()  # a model that does not load is told before anybody is recorded
+    return recogniser
 
 
 def _cut(false_accept: float, given: float | None) -> Threshold | float:

@@ -23,6 +23,7 @@ from clients.vault import UnknownUserError, User, Vault, from_pcm, to_pcm
 from clients.vault_key import AskPassphrase, Protection
 from clients.versions import (
     Threshold,
+    Version,
     Versions,
     drop_models,
     load_model,
@@ -122,7 +123,8 @@ class Recogniser:
     """The users of one device, under the model version in use; several threads may share it.
 
     Another process may take another version into use meanwhile: every call looks and follows. While
-    one thread loads that version, the others go on with the one before.
+    one thread loads that version, the others go on with the one before. The first call that needs
+    it loads it: a model that does not load can be changed for another one.
 
     Raises (all methods):
         VaultError: a box was altered.
@@ -132,12 +134,12 @@ class Recogniser:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self._loading = Lock()
-        self._serving = self._load(read_versions(vault))
+        self._serving: _Serving | None = None
 
     @property
     def versions(self) -> Versions:
         """The version that decides at present, and the one before."""
-        return self._serving.versions
+        return self._serving.versions if self._serving else read_versions(self._vault)
 
     def follow(self) -> None:
         """Load the version in use, where another process has changed it."""
@@ -269,7 +271,7 @@ class Recogniser:
             old = read_versions(self._vault)
             if old.previous is None:
                 raise FedspkError("this device has had one model only; there is no previous one.")
-            engine = CompiledEngine(load_model(self._vault.home, old.previous))
+            engine = self._engine(old.previous)
             return self._change(Versions(old.previous, old.current), engine, {})
 
     def use_kept(self, model_hash: str, number: int, thresholds: Sequence[Threshold]) -> int | None:
@@ -281,7 +283,8 @@ class Recogniser:
             thresholds: its calibrated decision thresholds.
 
         Returns:
-            How many users had to be re-enrolled; None if the device has no such model.
+            How many users had to be re-enrolled; None if the device has no such model, or none that
+            loads.
         """
         with self._vault.writing():
             old = read_versions(self._vault)
@@ -289,11 +292,13 @@ class Recogniser:
             if kept is None:
                 return None
             version = replace(kept, number=number, thresholds=tuple(thresholds))
-            if kept == old.current:
-                engine, previous = self._follow(wait=True).engine, old.previous
-            else:
-                engine = CompiledEngine(load_model(self._vault.home, kept))
-                previous = old.current
+            is_current = kept == old.current
+            try:
+                engine = self._follow(wait=True).engine if is_current else self._engine(kept)
+            except FedspkError as error:
+                _LOG.warning("A model that was kept does not load: %s", error)
+                return None
+            previous = old.previous if is_current else old.current
             return self._change(Versions(version, previous), engine, {})
 
     def _change(
@@ -322,19 +327,23 @@ class Recogniser:
 
     def _follow(self, *, wait: bool = False) -> _Serving:
         """Return what decides; with `wait` the version in use, even if another thread loads it."""
-        if read_versions(self._vault) != self._serving.versions and self._loading.acquire(wait):
-            try:
-                versions = read_versions(self._vault)
-                if versions.current.digest != self._serving.versions.current.digest:
-                    self._serving = self._load(versions)
-                else:
-                    self._serving = replace(self._serving, versions=versions)
-            finally:
-                self._loading.release()
-        return self._serving
+        serving = self._serving
+        if serving is not None and read_versions(self._vault) == serving.versions:
+            return serving
+        if not self._loading.acquire(wait or serving is None):
+            assert serving is not None
+            return serving
+        try:
+            versions, serving = read_versions(self._vault), self._serving
+            is_loaded = serving and serving.versions.current.digest == versions.current.digest
+            engine = serving.engine if serving and is_loaded else self._engine(versions.current)
+            self._serving = _Serving(versions, engine)
+            return self._serving
+        finally:
+            self._loading.release()
 
-    def _load(self, versions: Versions) -> _Serving:
-        return _Serving(versions, CompiledEngine(load_model(self._vault.home, versions.current)))
+    def _engine(self, version: Version) -> CompiledEngine:
+        return CompiledEngine(load_model(self._vault.home, version))
 
     def _decide(
         self, engine: CompiledEngine, user: User, embedding: FloatArray, threshold: Threshold

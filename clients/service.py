@@ -55,6 +55,7 @@ def run_service(
         FedspkError: the vault or the model cannot be read, or another process serves there.
     """
     recogniser = Recogniser(vault)
+    recogniser.follow()  # a model that does not load is told now, not to who asks first
     desk = Desk(recogniser, lambda: device_status(vault, recogniser.versions))
     with (
         serving(path, desk.routes()) as server,

@@ -36,7 +36,7 @@ from clients.followed import (
 from clients.recogniser import Recogniser, start_device
 from clients.vault import Vault
 from clients.vault_key import AskPassphrase, Protection
-from clients.versions import Version, read_versions, thresholds_of, write_versions
+from clients.versions import Version, load_model, read_versions, thresholds_of, write_versions
 from fedspk import __version__
 from fedspk.api import DeviceState, Failure, Report
 from fedspk.errors import FedspkError
@@ -126,7 +126,8 @@ class Updater:
         """Look for a new version once, and take it into use.
 
         Args:
-            again: take a version even if it would not do a short while ago, or was left.
+            again: take a version even if it would not do a short while ago, or was left; fetch the
+                one in use again if its file was damaged.
 
         Raises:
             FedspkError: the device follows no main server, or the outcome cannot be noted.
@@ -185,7 +186,10 @@ class Updater:
             remote = _remote(self._vault, server)
             remote.refresh()
             channel = remote.channel_of(self._vault.device)
-            if channel is None or channel.version == current.number:
+            if channel is None:
+                return Outcome(current, None)
+            is_to_mend = again and not _loads(self._vault, current)
+            if channel.version == current.number and not is_to_mend:
                 return Outcome(current, channel)
             if last and last.left and not again and channel.version <= last.left:
                 return Outcome(current, channel)
@@ -335,6 +339,14 @@ def _fetch(
         return _compiled(path, f"{remote.address}: version {number}")
     finally:
         path.unlink(missing_ok=True)
+
+
+def _loads(vault: Vault, version: Version) -> bool:
+    try:
+        load_model(vault.home, version)
+    except FedspkError:
+        return False
+    return True
 
 
 def _compiled(path: Path, name: str) -> CompiledModel:

@@ -134,7 +134,7 @@ def load_model(home: Path, version: Version) -> CompiledModel:
     if model.digest != version.digest:
         raise FedspkError(
             f"{path}: is not the model that was taken into use; take it into use again with "
-            "`fedspk device use-model`."
+            "`fedspk device update` or `fedspk device use-model`."
         )
     return model
 

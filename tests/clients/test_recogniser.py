@@ -183,7 +183,10 @@ def test_a_model_file_that_was_exchanged_is_refused(device: Recogniser) -> None:
     device.use_model(NEW, THRESHOLDS)
     shutil.copy(home / "models" / f"{OLD.digest}.onnx", home / "models" / f"{NEW.digest}.onnx")
     with pytest.raises(FedspkError, match="not the model that was taken into use"):
-        open_device(home)
+        open_device(home).follow()
+    later = open_device(home)
+    assert later.use_model(OLD, THRESHOLDS) == 0
+    assert_tells_apart(later)
 
 
 def test_a_model_that_does_not_load_changes_nothing(device: Recogniser, tmp_path: Path) -> None:

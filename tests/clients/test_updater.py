@@ -38,7 +38,7 @@ from clients.recogniser import Recogniser
 from clients.update_process import UpdateEndedError
 from clients.updater import DownloadDueError, Outcome, Updater, UpdateRunningError
 from clients.vault import Vault, VaultError
-from clients.versions import Threshold, read_versions, thresholds_of
+from clients.versions import Threshold, Version, read_versions, thresholds_of
 from fedspk import remote as remote_module
 from fedspk.api import Failure
 from fedspk.errors import FedspkError
@@ -158,6 +158,43 @@ def test_a_rollback_to_weights_at_hand_is_instant(
     assert outcome.version.number == 3
     assert downloads(server) == 0
     assert_serves(device, 3)
+
+
+def damage_model(device: Recogniser, version: Version) -> None:
+    damage(device._vault.home / "models" / f"{version.digest}.onnx")
+
+
+def test_a_rollback_to_weights_that_were_damaged_downloads_them(
+    device: Recogniser, repository: Repository, server: BentServer, models: list[Path]
+) -> None:
+    publish_calibrated(repository, models[1], 0.75)
+    check(device)
+    previous = read_versions(device._vault).previous
+    assert previous is not None
+    damage_model(device, previous)
+    roll_back(repository, 1)
+    server.requests.clear()
+    assert check(device).trouble is None
+    assert downloads(server) == 1
+    assert_serves(device, 3)
+
+
+def test_a_newer_version_takes_the_place_of_a_damaged_one(
+    device: Recogniser, repository: Repository, models: list[Path]
+) -> None:
+    damage_model(device, device.versions.current)
+    publish_calibrated(repository, models[1], 0.75)
+    assert check(device).trouble is None
+    assert_serves(device, 2)
+
+
+def test_an_update_by_hand_mends_the_version_in_use(device: Recogniser, server: BentServer) -> None:
+    damage_model(device, device.versions.current)
+    server.requests.clear()
+    assert not check(device).changed
+    assert Updater(Vault.open(device._vault.home, ask)).check(again=True).changed
+    assert downloads(server) == 1
+    assert_serves(device, 1)
 
 
 def test_a_number_belongs_to_its_model_even_if_somebody_changes_models_meanwhile(
