@@ -3,14 +3,18 @@
     DIR/uploads/<sha256>             whole and checked
     DIR/uploads/.<random>.incoming   on its way
 
-What nobody publishes is deleted after `KEPT`; all together take `MOST_WAITING` at most.
+What nobody publishes is deleted after `KEPT`. So that a token that leaks fills no disk, and
+metadata can still be signed again, all together take `MOST_WAITING` in `MOST_FILES` at most, and
+leave `LEAST_FREE` of the disk.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
+import shutil
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,8 +25,9 @@ from fedspk.files import explained, sync
 from server.faults import ConflictError, NotFoundError
 
 KEPT = timedelta(days=1)
-MOST_WAITING = 16 << 30
-"""A token that leaks fills no disk, so that metadata can still be signed again; in bytes."""
+MOST_WAITING = 16 << 30  # bytes
+MOST_FILES = 256
+LEAST_FREE = 1 << 30  # bytes
 
 
 class Uploads:
@@ -101,14 +106,16 @@ class Incoming:
             raise self._explained(error) from error
 
     def _check_room(self, length: int) -> None:
-        waiting = 0
+        if shutil.disk_usage(self._folder).free - length < LEAST_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        waiting = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):  # published meanwhile
-                waiting += path.stat().st_size
-        if waiting + length > MOST_WAITING:
+                waiting.append(path.stat().st_size)
+        if len(waiting) > MOST_FILES or sum(waiting) + length > MOST_WAITING:
             raise ConflictError(
-                f"{MOST_WAITING >> 20} MiB of uploads wait already; publish them, or try again "
-                "when they have been deleted."
+                f"{MOST_FILES} uploads, or {MOST_WAITING >> 20} MiB of them, wait already; publish "
+                "them, or try again when they have been deleted."
             )
 
     def keep(self, sha256: str) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -179,8 +180,21 @@ def test_all_uploads_together_have_a_limit(
     first = api.upload(models[0])
     digest = hashlib.sha256(models[1].read_bytes()).hexdigest()
     path, content = f"/uploads/{digest}", models[1].read_bytes()
-    refused(api("aggregator", "PUT", path, content=content), 409, "of uploads wait already")
+    refused(api("aggregator", "PUT", path, content=content), 409, "of them, wait already")
+    monkeypatch.undo()
+    monkeypatch.setattr("server.uploads.MOST_FILES", 1)
+    refused(api("aggregator", "PUT", path, content=content), 409, "1 uploads, or")
     assert [each.name for each in (repository.folder / "uploads").iterdir()] == [first]
+
+
+def test_uploads_leave_room_for_metadata(
+    api: Api, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(repository.folder).free
+    monkeypatch.setattr("server.uploads.LEAST_FREE", free + (1 << 30))
+    answer = api("aggregator", "PUT", f"/uploads/{hashlib.sha256(b'x').hexdigest()}", content=b"x")
+    refused(answer, 507, "disk is full")
+    assert [*(repository.folder / "uploads").iterdir()] == []
 
 
 @pytest.mark.parametrize("chunked", [False, True])
