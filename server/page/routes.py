@@ -55,9 +55,7 @@ def page_routes(service: Service) -> APIRouter:
             except NotFoundError as error:
                 return show("error", 404, **common, title="Not found", message=str(error))
             except FedspkError as error:
-                log.error(told("failed", route=path, reason=error))
-                message = f"{UNAVAILABLE[0].upper()}{UNAVAILABLE[1:]}"
-                return show("error", 503, **common, title="Not available", message=message)
+                return _unavailable(path, common, error)
 
         router.add_api_route(path, page, methods=["GET", "HEAD"])
 
@@ -90,14 +88,18 @@ def page_routes(service: Service) -> APIRouter:
                 return access.log_in(service.registry, operator, request, after)
             return show("login", 401, after=after, problem=problem)
 
-        response = await run_in_threadpool(answer)
-        response.headers.update(HEADERS)
-        return response
+        return await answered("/login", answer)
 
     @router.post("/logout")
     async def leave(request: Request) -> Response:
         await access.read_form(request)
-        response = await run_in_threadpool(access.log_out, service.registry, request)
+        return await answered("/logout", lambda: access.log_out(service.registry, request))
+
+    async def answered(path: str, answer: Callable[[], Response]) -> Response:
+        try:
+            response = await run_in_threadpool(answer)
+        except FedspkError as error:
+            response = _unavailable(path, {"path": path, "now": service.clock()}, error)
         response.headers.update(HEADERS)
         return response
 
@@ -220,6 +222,12 @@ class _Views:
         if last is None or last[0] is not view:
             self._last = last = view, Catalogue.of(view)
         return last[1]
+
+
+def _unavailable(path: str, common: Values, error: FedspkError) -> Response:
+    log.error(told("failed", route=path, reason=error))
+    message = f"{UNAVAILABLE[0].upper()}{UNAVAILABLE[1:]}"
+    return show("error", 503, **common, title="Not available", message=message)
 
 
 def _pages(request: Request, total: int) -> Pages:

@@ -139,6 +139,22 @@ def test_forms_of_other_sites_are_refused(server: PageServer, path: str) -> None
     assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize("path", ["/login", "/logout"])
+def test_a_form_is_answered_with_a_page_when_the_database_is_away(
+    empty: PageServer, path: str, tmp_path: Path
+) -> None:
+    cookies = {COOKIE: "fedspk_" + "A" * 43}
+    with sqlite3.connect(next(tmp_path.rglob("registry.sqlite"))) as registry:
+        registry.execute("DROP TABLE sessions")
+        registry.execute("DROP TABLE operators")
+    with httpx.Client(base_url=empty.address, cookies=cookies) as browser:
+        answer = browser.post(path, data={"token": empty.tokens["viewer"]})
+    assert answer.status_code == 503
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "its log says why" in html.unescape(answer.text)
+
+
 def test_a_long_form_is_refused(server: PageServer) -> None:
     assert log_in(server, "x" * 5000).status_code == 413
 
