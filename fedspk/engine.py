@@ -29,6 +29,9 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 DESCRIPTION = "fedspk.model"
 """Where a model file's metadata hold the description."""
 
+HEARD = "fedspk.heard"
+"""Where they hold the marks of all utterances that the model was trained on, if they do."""
+
 ENCODER_PREFIX = "encoder."
 """How the names of the encoder's weights begin in a model file."""
 

@@ -8,7 +8,7 @@ from fedspk import __version__
 from fedspk.cache import FeatureCache
 from fedspk.cli import installed_versions
 from fedspk.corpora import examine, open_corpus, require_speakers
-from fedspk.engine import save_described
+from fedspk.engine import HEARD, save_described
 from fedspk.errors import FedspkError
 from fedspk.files import write_json
 from simulations.executors import usable_cpus
@@ -17,7 +17,7 @@ from simulations.federated.central import pretrain
 from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import make_public_rows
 from simulations.federated.results import Json
-from simulations.federated.start import HEARD, describe
+from simulations.federated.start import describe
 
 _MIN_SPEAKERS = 4
 

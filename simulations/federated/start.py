@@ -9,7 +9,7 @@ import torch
 
 from fedspk import __version__
 from fedspk.corpora import Utterance
-from fedspk.engine import ModelDescription, load_described, save_described
+from fedspk.engine import HEARD, ModelDescription, load_described, save_described
 from fedspk.errors import FedspkError
 from fedspk.files import read_json, write_json
 from fedspk.model import SpeakerModel
@@ -29,9 +29,6 @@ from simulations.federated.config import ExperimentConfig
 from simulations.federated.plan import Plan
 from simulations.federated.results import ArmCost
 from simulations.federated.scoring import embed_rows
-
-# Model metadata: marks of all utterances that it was trained on.
-HEARD = "fedspk.heard"
 
 _COPIES_HEARD = 2  # of every utterance, for the classes of a given model
 
