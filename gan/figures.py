@@ -56,7 +56,7 @@ def voice_map(voices: Mapping[str, FloatArray]) -> Figure:
 def box_plots(eer: Mapping[str, Sequence[float]]) -> Figure:
     """Draw the EERs (per cent) of the devices of each arm."""
     with matplotlib.rc_context(FIGURE_STYLE):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        figure = Figure(figsize=(max(5.2, 1.5 * len(eer)), 3.6), layout="constrained")
         axes = figure.subplots()
         axes.boxplot(
             list(eer.values()),

@@ -33,7 +33,7 @@ Rows = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """How much is made of a corpus: patches a speaker and speed, and the speeds."""
+    """How much is made of a corpus: patches a speaker and speed, and the speeds, natural first."""
 
     patches: int = 8
     speeds: tuple[float, ...] = (1.0, 0.9, 1.1)
@@ -56,6 +56,11 @@ class SpeakerPatches:
         rows = [generator.choice(self.speakers[i], 2, replace=False) for i in chosen]
         first, second = np.array(rows, dtype=np.int64).T
         return self.table.gather(first), self.table.gather(second)
+
+    @property
+    def takes(self) -> int:
+        """How many patches every speaker has."""
+        return len(self.speakers[0])
 
     @property
     def rows(self) -> Rows:
@@ -99,8 +104,9 @@ def public_speech(
     *,
     seed: int,
     workers: int = 1,
+    held_out_speeds: tuple[float, ...] = (1.0,),
 ) -> PublicSpeech:
-    """Return an examined corpus in patches.
+    """Return an examined corpus in patches, each speaker's speeds one after the other.
 
     Raises:
         FedspkError: it has too few speakers, or the cache cannot be written.
@@ -110,7 +116,7 @@ def public_speech(
     groups: dict[bool, list[Rows]] = {True: [], False: []}
     for name in (*train, *held_out):
         is_train = name not in held_out
-        for speed in plan.speeds if is_train else (1.0,):
+        for speed in plan.speeds if is_train else held_out_speeds:
             made = _requests(corpus.speakers[name], plan.patches, speed)
             groups[is_train].append(tuple(range(len(requests), len(requests) + len(made))))
             requests += made

@@ -14,7 +14,6 @@ from gan import quality
 from gan.quality import (
     detect,
     frechet_distance,
-    memorisation,
     other_speaker_distances,
     same_speaker_distances,
     speaker_eer,
@@ -50,35 +49,20 @@ def test_distances_within_a_speaker_are_kept_apart_from_those_between() -> None:
     assert 0.4 < speaker_eer(speakers(40, seed=2, spread=100.0)) < 0.6
 
 
-def test_new_speakers_are_no_memories() -> None:
-    train, held_out, made = (speakers(40, seed) for seed in (1, 2, 3))
-    found = memorisation(train, held_out, made, seed=0)
-    assert found.difference_interval[0] < 0 < found.difference_interval[1]
-    assert found.nearer_interval[0] < 0.05 < found.nearer_interval[1] + 0.05
-
-
-def test_a_generator_that_repeats_training_speech_is_found_out() -> None:
-    train, held_out = speakers(40, seed=1), speakers(40, seed=2)
-    repeated = np.repeat(train[:2], 20, axis=0)
-    found = memorisation(train, held_out, repeated, seed=0)
-    assert found.nearer == 1.0
-    assert found.made_rate > 1 / 40
-    assert found.made_interval[0] <= found.made_rate <= found.made_interval[1]
-
-
 def test_a_detector_knows_noise_from_waves_but_not_from_other_noise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(quality, "_DETECTOR", replace(quality._DETECTOR, steps=40))
     generator = torch.Generator().manual_seed(0)
 
-    def noise(count: int) -> torch.Tensor:
-        return torch.randn(count, 40, 8, generator=generator)
+    def noise(speakers: int) -> torch.Tensor:
+        return torch.randn(speakers, 5, 40, 8, generator=generator)
 
-    waves = noise(60) + 3 * torch.sin(torch.arange(40) / 2)[:, None]
+    waves = noise(12) + 3 * torch.sin(torch.arange(40) / 2)[:, None]
     with one_torch_thread():
-        told = detect((noise(60), noise(40)), (waves[:30], waves[30:]), seed=1)
-        blind = detect((noise(60), noise(40)), (noise(60), noise(40)), seed=1)
-    assert told.eer < 0.05
+        told = detect((noise(12), noise(8)), (waves[:6], waves[6:]), seed=1)
+        blind = detect((noise(12), noise(8)), (noise(12), noise(8)), seed=1)
+    assert told.eer == 0.0
+    assert told.interval == (0.0, pytest.approx(1 - 0.025 ** (1 / 6)))  # six speakers, no error
     assert 0.3 < blind.eer < 0.7
     assert blind.interval[0] <= blind.eer <= blind.interval[1]

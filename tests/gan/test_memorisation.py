@@ -1,0 +1,95 @@
+"""What training speech a generator repeats is found out, and what it does not is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gan.memorisation import memorisation, replay_distance
+
+FloatArray = npt.NDArray[np.float32]
+_DIM, _SPEEDS, _TAKES = 12, 3, 4
+
+
+def people(count: int, seed: int) -> FloatArray:
+    """Embeddings (count, speeds, takes, D) of people drawn at random, all versions near them."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(count, 1, 1, _DIM))
+    speeds = 0.5 * generator.normal(size=(count, _SPEEDS, 1, _DIM))
+    noise = 0.4 * generator.normal(size=(count, _SPEEDS, _TAKES, _DIM))
+    return (centres + speeds + noise).astype(np.float32)
+
+
+TRAIN, HELD_OUT = people(40, seed=1), people(20, seed=2)
+
+
+def strangers(count: int = 60) -> FloatArray:
+    """Voices (count, takes, D) of people at one speed each."""
+    return people(count, seed=3)[:, 0]
+
+
+def test_new_speakers_are_no_memories() -> None:
+    found = memorisation(TRAIN, HELD_OUT, strangers(), seed=0)
+    assert found.difference_interval[0] < 0 < found.difference_interval[1]
+    assert found.nearer_interval[0] < 0.05 < found.nearer_interval[1]
+    assert found.replaying == 0
+    assert not found.is_found
+
+
+def test_few_generators_of_strangers_are_suspected() -> None:
+    suspected = 0
+    for draw in range(40):
+        everybody = people(100, seed=100 + draw)
+        made = everybody[60:, draw % _SPEEDS]
+        suspected += memorisation(everybody[:40], everybody[40:60], made, draw).is_found
+    assert suspected <= 6  # of 40; three questions at 2.5 % each: 3 expected at most
+
+
+@pytest.mark.parametrize("speed", range(_SPEEDS))
+def test_a_replay_of_two_speakers_is_found_at_every_speed(speed: int) -> None:
+    found = memorisation(TRAIN, HELD_OUT, np.repeat(TRAIN[:2, speed], 30, axis=0), seed=0)
+    assert found.is_found
+    assert found.nearer == 1.0
+    assert found.nearer_interval == (pytest.approx(0.025 ** (1 / 60)), 1.0)
+    assert found.replaying == 60
+
+
+def test_one_voice_that_replays_is_found_among_sixty_that_do_not() -> None:
+    made = strangers()
+    made[7] = TRAIN[11, 2]
+    found = memorisation(TRAIN, HELD_OUT, made, seed=0)
+    assert (found.replaying, found.voices) == (1, 60)
+    assert found.nearer_interval[0] < 0.05
+    assert found.is_found
+
+
+def test_voices_near_training_speech_are_found_without_one_verbatim_patch() -> None:
+    generator = np.random.default_rng(4)
+    noise = 0.2 * generator.normal(size=(40, _TAKES, _DIM))
+    found = memorisation(TRAIN, HELD_OUT, (TRAIN[:, 1] + noise).astype(np.float32), seed=0)
+    assert found.nearer_interval[0] > 0.05
+    assert found.is_found
+
+
+def test_one_voice_for_all_that_many_resemble_verifies_as_them() -> None:
+    """The mean of all speakers is no copy of any, but it opens everybody's door."""
+    middle = np.repeat(TRAIN.mean(axis=(0, 1, 2))[np.newaxis], _TAKES, axis=0)
+    crowd = TRAIN + 3 * middle[0] / np.linalg.norm(middle[0])
+    found = memorisation(crowd, people(20, seed=2), np.repeat(middle[np.newaxis], 60, axis=0), 0)
+    assert found.difference_interval[0] > 0
+    assert found.is_found
+
+
+@pytest.mark.parametrize("known", [8, 50, 250])
+def test_a_stranger_is_seldom_taken_for_a_replay(known: int) -> None:
+    generator = np.random.default_rng(0)
+    wrong = [
+        generator.weibull(3, 200).min() < replay_distance(generator.weibull(3, known), 200)
+        for _ in range(200)
+    ]
+    assert np.mean(wrong) <= 0.05
+
+
+def test_equal_strangers_suspect_nobody_who_is_equal_to_them() -> None:
+    assert replay_distance(np.full(8, 1e-6), 200) <= 1e-6
