@@ -356,12 +356,20 @@ class Recogniser:
         return Decision(user.name, score, threshold, engine.model_hash)
 
     def _remade(self, engine: CompiledEngine, name: str) -> VersionedProfile:
-        """Make the profile of a user anew that is missing or does not open, and keep it."""
-        with self._vault.writing():
-            user = self._vault.user(name)
-            profile = self._profile(engine, self._vault.recordings(user))
-            self._vault.save_profile(user, profile)
+        """Make the profile of a user anew that is missing or does not open, and keep it if it can.
+
+        On a disk that is full or can only be read, it serves this once.
+        """
+        vault = self._vault
+        user = vault.user(name)
+        profile = self._profile(engine, vault.recordings(user))
         _LOG.warning("A profile did not open and was made anew from its recordings.")
+        try:
+            with vault.writing():
+                if vault.user(name) == user:  # else enrolled anew or forgotten meanwhile
+                    vault.save_profile(user, profile)
+        except FedspkError as error:
+            _LOG.warning("The profile could not be kept: %s", error)
         return profile
 
     @staticmethod

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
@@ -219,18 +220,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("POST")
 
     def _answer(self, method: Literal["GET", "POST"]) -> None:
+        # The socket's own errors are not caught here: the program has gone.
         try:
-            status, answer = HTTPStatus.OK, self._route(method)
+            status, answer = _outcome(self._asked(method))
         except RequestError as error:
             status, answer = error.status, {"error": str(error)}
-        except FedspkError as error:
-            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}
-        except OSError:
-            raise  # the program has gone
-        except Exception as error:  # ONNX Runtime's own kinds of error have no common base
-            _LOG.exception("A request met a fault.")
-            fault = f"the device has a fault ({type(error).__name__}); see its log."
-            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": fault}
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -240,7 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _route(self, method: Literal["GET", "POST"]) -> Answer:
+    def _asked(self, method: Literal["GET", "POST"]) -> Callable[[], Answer]:
+        """Read a request and return what answers it."""
         # Read before anything is judged: a program that still sends would not hear the answer.
         body = self._body() if method == "POST" else b""
         try:
@@ -256,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         pairs = parse_qsl(url.query, keep_blank_values=True)
         if len(dict(pairs)) < len(pairs):
             raise RequestError("a field of the query stands twice.", HTTPStatus.BAD_REQUEST)
-        return act(Request(dict(pairs), body))
+        return partial(act, Request(dict(pairs), body))
 
     def _body(self) -> bytes:
         stated = self.headers.get("Content-Length", "")
@@ -290,3 +285,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing: requests name users."""
+
+
+def _outcome(act: Callable[[], Answer]) -> tuple[HTTPStatus, Answer]:
+    """Return what answers a request, whatever goes wrong."""
+    try:
+        return HTTPStatus.OK, act()
+    except RequestError as error:
+        return error.status, {"error": str(error)}
+    except FedspkError as error:
+        return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}
+    except Exception as error:  # ONNX Runtime's own kinds of error have no common base
+        _LOG.exception("A request met a fault.")
+        fault = f"the device has a fault ({type(error).__name__}); see its log."
+        return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": fault}

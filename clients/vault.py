@@ -53,7 +53,7 @@ from clients.vault_key import (
 )
 from fedspk.audio import FloatArray
 from fedspk.errors import FedspkError
-from fedspk.files import PARTIAL, sync, write_bytes
+from fedspk.files import PARTIAL, explained, sync, write_bytes
 from fedspk.profiles import VersionedProfile
 from fedspk.secagg.errors import MessageError
 from fedspk.secagg.keys import KEY_BYTES, SEAL_BYTES, Identity, derive_key, seal, unseal
@@ -176,10 +176,17 @@ class Vault:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Let this process alone write, and remove what killed ones left. Reading needs no lock."""
-        descriptor = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.home / "lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise explained(error, path) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._tidy()
+            try:
+                self._tidy()
+            except OSError as error:
+                raise explained(error, self.home) from error
             yield
         finally:
             os.close(descriptor)

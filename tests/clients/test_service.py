@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from clients.socket_server import MOST_BYTES
 from clients.vault import Vault
 from fedspk.audio import SAMPLE_RATE
 from fedspk.errors import FedspkError
+from fedspk.files import DiskFullError
 
 pytestmark = pytest.mark.usefixtures("quick_passphrases")
 
@@ -285,13 +287,63 @@ def test_a_socket_that_cannot_be_is_refused(device: Recogniser, tmp_path: Path) 
             run_service(device._vault, path, 3600, threading.Event(), random.Random(1))
 
 
+@pytest.mark.parametrize("fault", [KeyError("anna"), OSError(errno.EIO, "Input/output error")])
 def test_a_fault_inside_is_an_answer_too(
-    service: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    service: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Exception,
 ) -> None:
-    monkeypatch.setattr(Recogniser, "verify", lambda *_: {}["anna"])
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(Recogniser, "verify", fail)
     status, found = asked(service, "POST", "/verify?user=anna", sound(0, 7))
-    assert (status, found["error"]) == (500, "the device has a fault (KeyError); see its log.")
+    said = f"the device has a fault ({type(fault).__name__}); see its log."
+    assert (status, found["error"]) == (500, said)
     assert "a fault" in caplog.text
+
+
+def read_only(path: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let no file under a folder be opened for writing."""
+    open_file = os.open
+
+    def refuse(name: Any, flags: int, *mode: int, **options: Any) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY) and Path(name).is_relative_to(path):
+            raise OSError(errno.EROFS, "Read-only file system", name)
+        return open_file(name, flags, *mode, **options)
+
+    patch.setattr(os, "open", refuse)
+
+
+def full(_: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let no box be written."""
+
+    def refuse(*_: object) -> None:
+        raise DiskFullError("the disk is full.")
+
+    patch.setattr("clients.vault.write_bytes", refuse)
+
+
+@pytest.mark.parametrize("disk", [read_only, full])
+def test_a_profile_that_cannot_be_written_anew_serves_all_the_same(
+    service: Path,
+    device: Recogniser,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    disk: Callable[[Path, pytest.MonkeyPatch], None],
+) -> None:
+    home = device._vault.home
+    for path in (home / "users" / device._vault.user("anna").id).glob("*.profile"):
+        path.write_bytes(b"x" * 100)
+    disk(home, monkeypatch)
+    status, found = asked(service, "POST", "/verify?user=anna", sound(0, 7))
+    assert (status, found["accepted"]) == (200, True)
+    status, found = asked(service, "POST", "/identify", sound(1, 7))
+    assert (status, found["speaker"]) == (200, "bert")
+    assert "could not be kept" in caplog.text
+    with pytest.raises(FedspkError):
+        device.enrol("carl", [voice(2, 0)])
 
 
 def test_an_altered_box_is_told(service: Path, device: Recogniser) -> None:
