@@ -42,6 +42,10 @@ class Likeness:
         away: Tensor = cosines + torch.linalg.vector_norm(self.mean - real.mean)
         return away
 
+    def to(self, device: torch.device) -> Likeness:
+        """Return the same on another device."""
+        return Likeness(self.same.to(device), self.other.to(device), self.mean.to(device))
+
     def lerp(self, other: Likeness, share: float) -> Likeness:
         """Return a mean of both, with this `share` of the other."""
         return Likeness(

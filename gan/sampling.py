@@ -32,15 +32,16 @@ class InventedVoices:
 
     @torch.inference_mode()
     def patches(self, speakers: Sequence[int], takes: Sequence[int]) -> Tensor:
-        """Return patches (len(speakers), frames, bins) float32."""
+        """Return patches (len(speakers), frames, bins) float32, wherever the generator computes."""
         front_end = self.generator.front_end
+        device = self.generator.output.weight.device
         made = torch.empty(len(speakers), front_end.frames, front_end.bins)
         with one_torch_thread():
             for row, (speaker, take) in enumerate(zip(speakers, takes, strict=True)):
                 codes = patch_codes(
                     self.generator.config, front_end.frames, self.seed, int(speaker), int(take)
                 )
-                made[row] = self.generator(codes)[0]
+                made[row] = self.generator(codes.to(device))[0].cpu()
         return made
 
     def batches(

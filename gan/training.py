@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,8 +218,8 @@ class GanTrainer:
             for name, optimiser in self._optimisers.items():
                 _restore_adam(optimiser, _below(tensors, f"adam.{name}."))
             real = _below(tensors, "real.")
-            self._real = (real["mean"], real["spread"])
-            self._real_likeness = Likeness(**_below(tensors, "likeness."))
+            self._real = (real["mean"].to(self.device), real["spread"].to(self.device))
+            self._real_likeness = Likeness(**_below(tensors, "likeness.")).to(self.device)
             self.step = int(metadata[_STEP])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise FedspkError(
@@ -281,9 +282,10 @@ class GanTrainer:
         loss: Tensor = -sum(verdict.mean() for verdict in verdicts) - same.mean() - apart.mean()
         return loss
 
-    def _autocast(self) -> torch.autocast:
-        half = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _update(self, name: str, loss: Tensor) -> None:
         optimiser = self._optimisers[name]
