@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from fedspk.api import DeviceId, Report
+from fedspk.api import DeviceId, DeviceState, Report
 from fedspk.release import Hash
 
 Role = Literal["viewer", "operator", "aggregator"]
@@ -44,6 +44,24 @@ class DeviceRecord(_Answer):
     last_seen: datetime | None
     report: Report | None
     reported_at: datetime | None
+
+
+class Outline(NamedTuple):
+    """As much of a device's record as tells how it stands, for long lists.
+
+    Args:
+        row: which record it is, for `Registry.records`.
+        name, state, device, last_seen: see `DeviceRecord`.
+        reported, version: `state` and `version` of its latest report.
+    """
+
+    row: int
+    name: str
+    state: DeviceStage
+    device: str | None
+    last_seen: datetime | None
+    reported: DeviceState | None
+    version: int | None
 
 
 class StateCounts(_Answer):

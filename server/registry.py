@@ -10,7 +10,7 @@ Every method is one transaction of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Select,
+    case,
     delete,
     exists,
     func,
@@ -45,6 +46,7 @@ from server.records import (
     Fleet,
     Invitation,
     Operator,
+    Outline,
     StateCounts,
 )
 from server.settings import Settings
@@ -399,6 +401,32 @@ class Registry:
         query = _chosen(select(func.count()).select_from(devices), state, version)
         with self._database.reading() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def outlines(self) -> list[Outline]:
+        """Return all devices in short, by name in any case."""
+        stage = case(
+            (devices.c.revoked_at.is_not(None), "revoked"),
+            (devices.c.device.is_(None), "invited"),
+            else_="registered",
+        )
+        query = select(
+            devices.c.id,
+            devices.c.name,
+            stage,
+            devices.c.device,
+            devices.c.last_seen,
+            devices.c.state,
+            devices.c.version,
+        ).order_by(func.lower(devices.c.name), devices.c.id)
+        with self._database.reading() as connection:
+            return [Outline(*row) for row in connection.execute(query)]
+
+    def records(self, rows: Sequence[int]) -> list[DeviceRecord]:
+        """Return the devices of some outlines, in that order, as far as they are still there."""
+        query = select(devices).where(devices.c.id.in_(rows))
+        with self._database.reading() as connection:
+            found = {row["id"]: _record(row) for row in connection.execute(query).mappings()}
+        return [found[row] for row in rows if row in found]
 
     def device(self, device: str) -> DeviceRecord:
         """Return one device by its id.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from fedspk.api import DeviceState
 from fedspk.release import Channel, ChannelName, followed
 from server.page.catalogue import Catalogue
 from server.page.words import FAILURES, show_span
-from server.records import DeviceRecord, Fleet, StateCounts
+from server.records import DeviceRecord, DeviceStage, Fleet, Outline, StateCounts
 
 Standing = Literal[
     "current", "behind", "updating", "failed", "silent", "quiet", "invited", "revoked"
@@ -43,9 +44,10 @@ class Device:
     @classmethod
     def of(cls, record: DeviceRecord, catalogue: Catalogue, now: datetime) -> Device:
         """Judge a device at a time by what it reported."""
-        stable, canary = catalogue.channels.get("stable"), catalogue.channels.get("canary")
-        channel = followed(record.device, stable, canary) if record.device else None
-        return cls(record, _standing(record, channel, now), channel)
+        channel, report = _channel(record.device, catalogue), record.report
+        reported, version = (report.state, report.version) if report else (None, None)
+        standing = _standing(record.state, reported, version, record.last_seen, channel, now)
+        return cls(record, standing, channel)
 
     @property
     def version(self) -> int | None:
@@ -103,14 +105,31 @@ def bars(fleet: Fleet, catalogue: Catalogue) -> list[Bar]:
     return [*found, from_file] if from_file.total else found
 
 
-def _standing(record: DeviceRecord, channel: Channel | None, now: datetime) -> Standing:
-    report = record.report
-    if record.state != "registered":
-        return record.state
-    if report is None:
+def standing_of(each: Outline, catalogue: Catalogue, now: datetime) -> Standing:
+    """Judge a device of a long list at a time."""
+    channel = _channel(each.device, catalogue)
+    return _standing(each.state, each.reported, each.version, each.last_seen, channel, now)
+
+
+def _channel(device: str | None, catalogue: Catalogue) -> Channel | None:
+    stable, canary = catalogue.channels.get("stable"), catalogue.channels.get("canary")
+    return followed(device, stable, canary) if device else None
+
+
+def _standing(
+    stage: DeviceStage,
+    reported: DeviceState | None,
+    version: int | None,
+    last_seen: datetime | None,
+    channel: Channel | None,
+    now: datetime,
+) -> Standing:
+    if stage != "registered":
+        return stage
+    if reported is None:
         return "silent"
-    if record.last_seen is not None and now - record.last_seen > QUIET:
+    if last_seen is not None and now - last_seen > QUIET:
         return "quiet"
-    if report.state != "serving":
-        return report.state
-    return "current" if channel is None or report.version == channel.version else "behind"
+    if reported != "serving":
+        return reported
+    return "current" if channel is None or version == channel.version else "behind"

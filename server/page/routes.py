@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from server.faults import NotFoundError
 from server.page import access
 from server.page.catalogue import Catalogue, Chart, attention, facts, scale_of
 from server.page.charts import Pages
-from server.page.fleet import STANDINGS, Device, bars
+from server.page.fleet import STANDINGS, Device, bars, standing_of
 from server.page.journal import Entry
 from server.page.rendering import HEADERS, show, stylesheet
 from server.page.rounds import rounds
@@ -180,25 +181,25 @@ class _Views:
         catalogue, now = self._catalogue(), self._service.clock()
         query = request.query_params
         chosen = {name: query.get(name, "") for name in ("q", "state", "version")}
-        found = [Device.of(each, catalogue, now) for each in self._service.registry.devices()]
-        counts = {name: sum(each.standing == name for each in found) for name in STANDINGS}
-        numbers = sorted({each.version for each in found if each.version}, reverse=True)
-        wanted = chosen["q"].strip().casefold()
+        registry, wanted = self._service.registry, chosen["q"].strip().casefold()
+        known = registry.outlines()
+        standings = [standing_of(each, catalogue, now) for each in known]
+        counts = Counter(standings)
         found = [
-            each
-            for each in found
-            if (not wanted or wanted in f"{each.record.name}\n{each.record.device}".casefold())
-            and chosen["state"] in ("", each.standing)
+            each.row
+            for each, standing in zip(known, standings, strict=True)
+            if (not wanted or wanted in f"{each.name}\n{each.device}".casefold())
+            and chosen["state"] in ("", standing)
             and chosen["version"] in ("", str(each.version))
         ]
-        found.sort(key=lambda each: each.record.name.casefold())
         pages = _pages(request, len(found))
+        shown = registry.records(found[pages.first : pages.last])
         return {
-            "devices": found[pages.first : pages.last],
+            "devices": [Device.of(each, catalogue, now) for each in shown],
             "chosen": chosen,
             "counts": counts,
             "standings": STANDINGS,
-            "versions": numbers,
+            "versions": sorted({each.version for each in known if each.version}, reverse=True),
             "pages": pages,
         }
 

@@ -17,6 +17,7 @@ from page_server import HOSTILE, PageServer, page_server, settled
 from version_repository import evaluated
 
 from fedspk.api import Failure, Report
+from server import registry
 from server.page.access import COOKIE
 from server.page.catalogue import Catalogue
 from server.page.charts import Pages, Scale
@@ -377,6 +378,18 @@ def test_a_long_list_comes_in_pages_that_keep_the_filter(empty: PageServer) -> N
         following = re.search(r'rel="next" href="([^"]*)"', page)
         address = html.unescape(following[1]) if following else ""
     assert seen == [f"device-{number:03d}" for number in range(101)]
+
+
+def test_a_page_of_a_long_list_reads_no_more_records_than_it_shows(
+    empty: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(101):
+        empty.service.registry.invite(f"device-{number:03d}")
+    client, read = empty.visitor(), []
+    record = registry._record
+    monkeypatch.setattr(registry, "_record", lambda row: read.append(row) or record(row))
+    assert "101 devices" in text_of(client, "/devices?page=2")
+    assert [row["name"] for row in read] == [f"device-{number:03d}" for number in range(50, 100)]
 
 
 def test_rounds_outlive_their_versions(empty: PageServer) -> None:

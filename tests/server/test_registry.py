@@ -368,6 +368,23 @@ def test_devices_are_listed_in_parts(registry: Registry) -> None:
         registry.device(SigningDevice(99).id)
 
 
+def test_devices_in_short_say_what_their_records_say(registry: Registry) -> None:
+    registry.invite("Zoe")
+    for number in (2, 0, 1):
+        admit(registry, number)
+    registry.report(SigningDevice(0).id, a_report(state="updating", version=7), signed_ms=5)
+    registry.revoke("device-1")
+    found = registry.outlines()
+    assert [each.name for each in found] == ["device-0", "device-1", "device-2", "Zoe"]
+    records = registry.records([each.row for each in found])
+    for each, record in zip(found, records, strict=True):
+        report = record.report
+        assert each[1:5] == (record.name, record.state, record.device, record.last_seen)
+        assert each[5:] == ((report.state, report.version) if report else (None, None))
+    gone = max(each.row for each in found) + 1
+    assert registry.records([found[2].row, gone, found[0].row]) == [records[2], records[0]]
+
+
 def test_the_register_holds_the_keys_of_devices_that_count(
     registry: Registry, tmp_path: Path
 ) -> None:
