@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clients.followed import read_check, read_server
+from clients.followed import read_check, read_server, registered_with
 from clients.recogniser import Decision
 from clients.vault import Vault
 from clients.vault_key import protection_of
@@ -65,7 +65,7 @@ def device_status(vault: Vault, versions: Versions) -> dict[str, Any]:
         ],
         "damaged": sorted(vault.unserved(versions.current.model_hash)),
         "server": server.address if server else None,
-        "registered": vault.registered_with() is not None,
+        "registered": registered_with(vault) is not None,
         "left": check.version_left(versions.current) if check else None,
         "channel": check.channel if check else None,
         "last_check": check.at.isoformat(timespec="seconds") if check else None,

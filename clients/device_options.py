@@ -1,4 +1,4 @@
-"""What the commands `fedspk device` have in common: where the device is and how its vault opens."""
+"""What the commands `fedspk device` have in common: the device's folder and vault, its reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedspk.errors import FedspkError
+
 if TYPE_CHECKING:
+    from clients.updater import Outcome
     from clients.vault import Vault
 
 HomeOption = Annotated[
@@ -47,3 +50,20 @@ def open_vault(home: Path | None, passphrase_file: Path | None) -> Vault:
 def print_json(**fields: object) -> None:
     """Print fields for scripts."""
     typer.echo(json.dumps(fields, indent=2))
+
+
+def report(vault: Vault, outcome: Outcome | None = None) -> None:
+    """Tell the main server what the device runs, if it knows the device; a failure is a warning."""
+    from clients.followed import read_check
+    from clients.registration import report_once
+    from clients.updater import Outcome
+    from clients.versions import read_versions
+
+    try:
+        if outcome is None:
+            check = read_check(vault)
+            trouble = check.trouble if check else None
+            outcome = Outcome(read_versions(vault).current, None, trouble=trouble)
+        report_once(vault, outcome.report())
+    except FedspkError as error:
+        typer.echo(f"fedspk: the report to the main server failed: {error}", err=True)

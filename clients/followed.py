@@ -1,7 +1,8 @@
-"""Which main server a device follows, and how its last look for a new version went; both sealed."""
+"""Which main server a device follows, whether that knows it, and how the last look went: sealed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clients.vault import Vault
+from clients.vault import Vault, VaultError
 from clients.versions import Version, read_versions
 from fedspk.errors import FedspkError
 
@@ -98,7 +99,13 @@ def read_server(vault: Vault) -> MainServer | None:
     Raises:
         VaultError: the note was altered.
     """
-    note = vault.read_note("server")
+    try:
+        note = vault.read_note("server")
+    except VaultError as error:
+        raise VaultError(
+            f"{error} Say anew which main server the device follows: "
+            "`fedspk device follow --server URL --root FILE`."
+        ) from error
     if note is None:
         return None
     found = json.loads(note)
@@ -114,6 +121,35 @@ def write_server(vault: Vault, server: MainServer) -> None:
         "ca": str(server.ca.absolute()) if server.ca else None,
     }
     vault.write_note("server", json.dumps(content).encode())
+
+
+def registered_with(vault: Vault) -> str | None:
+    """Return the address of the main server that knows the device; None if none does.
+
+    A registration counts as long as the device follows the root that it followed then. One that
+    does not open counts no more: the device can be registered anew.
+
+    Raises:
+        VaultError: the note of the server was altered.
+    """
+    try:
+        note = vault.read_note("registration")
+    except FedspkError as error:
+        _LOG.warning("%s The device counts as not registered.", error)
+        return None
+    found = json.loads(note) if note else None
+    return found["address"] if found and found["root"] == _followed_root(vault) else None
+
+
+def write_registration(vault: Vault, address: str) -> None:
+    """Note that the main server at an address knows the device."""
+    content = {"address": address, "root": _followed_root(vault)}
+    vault.write_note("registration", json.dumps(content).encode())
+
+
+def _followed_root(vault: Vault) -> str | None:
+    server = read_server(vault)
+    return hashlib.sha256(server.root).hexdigest() if server else None
 
 
 def read_check(vault: Vault) -> LastCheck | None:

@@ -16,13 +16,13 @@ from clients.device_options import (
     home_folder,
     open_vault,
     print_json,
+    report,
 )
 from fedspk.errors import FedspkError
 
 if TYPE_CHECKING:
     from clients.compiled import CompiledModel
     from clients.followed import LastCheck, MainServer
-    from clients.updater import Outcome
     from clients.vault import Vault
     from clients.vault_key import AskPassphrase, Protection
     from clients.versions import Threshold, Version
@@ -108,7 +108,7 @@ def init(
         assert root is not None
         followed = MainServer(server, _content(root), ca)
         vault = _follow_from_now_on(folder, followed, token_file, protection, ask)
-        _report(vault)
+        report(vault)
     version = read_versions(vault).current
     typer.echo(
         f"{folder}: device {vault.device[:8]} with {_named(version)}; its vault's key is guarded "
@@ -125,7 +125,7 @@ def update(
     vault = open_vault(home, passphrase_file)
     with _bytes_bar() as on_bytes:
         outcome = Updater(vault, on_bytes=on_bytes).check(again=True)
-    _report(vault, outcome)
+    report(vault, outcome)
     if outcome.trouble:
         raise FedspkError(outcome.trouble.sentence)
     if as_json:
@@ -176,7 +176,7 @@ def use_model(
     left = _left(current, read_check(vault))
     if left:
         typer.echo(f"{left}.")
-    _report(vault)
+    report(vault)
 
 
 def follow(
@@ -199,12 +199,18 @@ def follow(
     passphrase_file: PassphraseOption = None,
 ) -> None:
     """Follow a main server at another address, or another one; users stay enrolled."""
-    from clients.followed import MainServer, read_server
+    from clients.followed import MainServer, read_server, registered_with
     from clients.updater import follow_server
+    from clients.vault import VaultError
 
-    vault = open_vault(home, passphrase_file)
-    before = read_server(vault)
-    was_registered = vault.registered_with() is not None
+    vault, was_registered = open_vault(home, passphrase_file), False
+    try:
+        before = read_server(vault)
+        was_registered = registered_with(vault) is not None
+    except VaultError:
+        if root is None:
+            raise
+        before = None
     if root is None and before is None:
         raise FedspkError("this device follows no main server yet; give the server's --root FILE.")
     trusted = _content(root) if root else before.root if before else b""
@@ -212,7 +218,7 @@ def follow(
     typer.echo(f"device {vault.device[:8]} follows {server}.")
     if before is None:
         typer.echo("A `fedspk device run` that runs already follows it when it is started anew.")
-    if was_registered and vault.registered_with() is None:
+    if was_registered and registered_with(vault) is None:
         typer.echo("That server does not know the device yet: see `fedspk device register`.")
 
 
@@ -221,7 +227,7 @@ def status(
 ) -> None:
     """Show the model versions and who is enrolled."""
     from clients.answers import device_status
-    from clients.followed import read_check, read_server
+    from clients.followed import read_check, read_server, registered_with
     from clients.vault_key import protection_of
     from clients.versions import read_versions
 
@@ -238,7 +244,7 @@ def status(
     typer.echo(f"previous  {_named(previous) if previous else 'none'}")
     typer.echo(f"server    {_following(server, check)}")
     if server is not None:
-        known = vault.registered_with() or "nobody; see `fedspk device register`"
+        known = registered_with(vault) or "nobody; see `fedspk device register`"
         typer.echo(f"known to  {known}")
     left = _left(current, check)
     if left:
@@ -249,23 +255,6 @@ def status(
         )
     for user_id, error in vault.unserved(current.model_hash).items():
         typer.echo(f"damaged   {user_id}: {error}")
-
-
-def _report(vault: Vault, outcome: Outcome | None = None) -> None:
-    """Tell the main server what the device runs, if it knows the device; a failure is a warning."""
-    from clients.followed import read_check
-    from clients.registration import report_once
-    from clients.updater import Outcome
-    from clients.versions import read_versions
-
-    try:
-        if outcome is None:
-            check = read_check(vault)
-            trouble = check.trouble if check else None
-            outcome = Outcome(read_versions(vault).current, None, trouble=trouble)
-        report_once(vault, outcome.report())
-    except FedspkError as error:
-        typer.echo(f"fedspk: the report to the main server failed: {error}", err=True)
 
 
 def _left(current: Version, check: LastCheck | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clients.followed import read_server
+from clients.followed import read_server, registered_with, write_registration
 from clients.secret_input import Secret
 from clients.server_link import ServerLink
 from clients.vault import Vault
@@ -40,7 +40,7 @@ def register(vault: Vault, address: str, token: str, ca: Path | None = None) -> 
         raise FedspkError("this is no token of `fedspk server register-device`.") from None
     link.register(message)
     with vault.writing():
-        vault.write_registration(address)
+        write_registration(vault, address)
 
 
 def report_once(vault: Vault, report: Report) -> None:
@@ -62,7 +62,7 @@ def link_of(vault: Vault) -> ServerLink | None:
         VaultError: a box was altered.
         FedspkError: the certificates that the device was given cannot be read.
     """
-    address = vault.registered_with()
+    address = registered_with(vault)
     if address is None:
         return None
     server = read_server(vault)

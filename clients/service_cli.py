@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clients.device_options import HomeOption, PassphraseOption, open_vault
+from clients.device_options import HomeOption, PassphraseOption, open_vault, report
 from fedspk.errors import FedspkError
 
 _LONGEST_POLL_S = 30 * 86_400.0
@@ -79,6 +79,7 @@ def register(
         raise FedspkError("this device follows no main server; see `fedspk device init --server`.")
     register_device(vault, server.address, TOKEN.read(token_file).decode(), server.ca)
     typer.echo(f"device {vault.device[:8]} is registered with {server.address}.")
+    report(vault)
 
 
 def change_passphrase(

@@ -30,11 +30,13 @@ from clients.followed import (
     Trouble,
     read_check,
     read_server,
+    registered_with,
     write_check,
+    write_registration,
     write_server,
 )
 from clients.recogniser import Recogniser, start_device
-from clients.vault import Vault
+from clients.vault import Vault, VaultError
 from clients.vault_key import AskPassphrase, Protection
 from clients.versions import Version, load_model, read_versions, thresholds_of, write_versions
 from fedspk import __version__
@@ -163,13 +165,13 @@ class Updater:
 
     def _look(self, again: bool, may_download: bool) -> Outcome:
         vault = self._vault
-        server = read_server(vault)
-        if server is None:
-            raise FedspkError(
-                "this device follows no main server; make one that does with "
-                "`fedspk device init --server`."
-            )
         with _alone(vault.home):
+            server = read_server(vault)
+            if server is None:
+                raise FedspkError(
+                    "this device follows no main server; make one that does with "
+                    "`fedspk device init --server`."
+                )
             for leftover in (vault.home / "remote").rglob(f".*{PARTIAL}"):
                 leftover.unlink()
             last = read_check(vault)
@@ -296,7 +298,8 @@ def follow_server(vault: Vault, server: MainServer) -> None:
 
     Under the root that the device trusts already, it is the same server at another address: what
     the device has seen of it still counts. Under another root, it is another server: version
-    numbers mean something else there, and the device has to be registered anew.
+    numbers mean something else there, and the device has to be registered with it. A note of the
+    server before that does not open is replaced.
 
     Raises:
         UpdateRunningError: another process is looking for a new version.
@@ -305,21 +308,24 @@ def follow_server(vault: Vault, server: MainServer) -> None:
         FedspkError: the root or the certificates cannot be used.
     """
     with _alone(vault.home):
-        before = read_server(vault)
+        try:
+            before = read_server(vault)
+        except VaultError:  # what is given now takes its place
+            before = None
         if before is not None and before.root == server.root:
             _remote(vault, server).refresh()
             with vault.writing():
+                if registered_with(vault) is not None:
+                    write_registration(vault, server.address)
                 write_server(vault, server)
-                if vault.registered_with() is not None:
-                    vault.write_registration(server.address)
             return
         with TemporaryDirectory() as folder:
             RemoteVersions(server.address, Path(folder), server.root, server.ca).refresh()
         with vault.writing():
-            # the last step is the one that counts: until then it is the server before
+            # the last step is the one that counts: until then it is the server before, and the
+            # registration with it counts
             versions = read_versions(vault)
             write_versions(vault, versions.unnumbered())
-            vault.drop_registration()
             write_check(vault, LastCheck(datetime.now(UTC), None))
             write_server(vault, server)
         shutil.rmtree(vault.home / "remote", ignore_errors=True)

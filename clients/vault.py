@@ -2,7 +2,7 @@
 
     home/vault.key              the vault key, sealed itself (`clients.vault_key`)
     home/state.box              which model versions are in use (`clients.versions`)
-    home/registration.box       the main server that knows the device (`clients.registration`)
+    home/registration.box       the main server that knows the device (`clients.followed`)
     home/server.box             the main server whose versions it follows (`clients.followed`)
     home/check.box              how the last look for a new version went (`clients.followed`)
     home/remote/                what the main server signed, and downloads: nothing of the device
@@ -73,7 +73,7 @@ class UnknownUserError(FedspkError):
     """Nobody of this name is enrolled."""
 
 
-Note = Literal["server", "check"]
+Note = Literal["server", "check", "registration"]
 """Boxes that may be absent."""
 
 
@@ -106,7 +106,7 @@ class User:
 class _Place:
     """What a box holds and where it belongs: with format and device, its associated data."""
 
-    kind: Literal["state", "registration", "user key", "card", "audio", "profile"] | Note
+    kind: Literal["state", "user key", "card", "audio", "profile"] | Note
     user: str = ""
     model_hash: str = ""
     item: int = 0
@@ -203,22 +203,6 @@ class Vault:
         """Return what the device signs with, under its own name."""
         seed = derive_key(self._key, self.device.encode(), "device identity")
         return Identity(self.device, Ed25519PrivateKey.from_private_bytes(seed))
-
-    def registered_with(self) -> str | None:
-        """Return the address of the main server that knows the device; None if there is none."""
-        path = self.home / "registration.box"
-        if not path.exists():
-            return None
-        return self._unseal(self._key, path, _Place("registration")).decode()
-
-    def write_registration(self, address: str) -> None:
-        """Note that the main server at an address knows the device."""
-        path = self.home / "registration.box"
-        self._seal(self._key, path, address.encode(), _Place("registration"))
-
-    def drop_registration(self) -> None:
-        """Note that no main server knows the device."""
-        (self.home / "registration.box").unlink(missing_ok=True)
 
     def read_note(self, kind: Note) -> bytes | None:
         """Return what `write_note` wrote; None if nothing was."""

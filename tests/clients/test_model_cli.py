@@ -15,7 +15,7 @@ from small_server import small_server
 from version_repository import make_model, publish
 
 from clients import registration
-from clients.followed import read_check, read_server
+from clients.followed import read_check, read_server, write_registration
 from clients.updater import Updater
 from clients.vault import Vault
 from fedspk.cli import run
@@ -178,7 +178,7 @@ def test_a_device_goes_to_another_server_only_with_its_root(
         assert read_server(vault) == before
         answer(capsys, "update", *where)  # what it trusted is as it was
         with vault.writing():
-            vault.write_registration("http://127.0.0.1:1")
+            write_registration(vault, "http://127.0.0.1:1")
         said = answer(capsys, *there, "--root", root)
         assert "does not know the device yet" in said
         # version 1 there is another model than version 1 here

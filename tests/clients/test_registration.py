@@ -9,7 +9,7 @@ import toy_device
 from small_server import small_server
 from toy_device import PASSPHRASE, new_device, open_device
 
-from clients.followed import MainServer, write_server
+from clients.followed import MainServer, registered_with, write_registration, write_server
 from clients.registration import link_of, register
 from clients.server_link import ServerRefusedError
 from clients.vault import Vault, VaultError
@@ -59,7 +59,7 @@ def test_the_server_learns_the_devices_key(vault: Vault) -> None:
     with small_server(TOKEN) as server:
         register(vault, server.address, f"{TOKEN}\n")
         assert server.keys == {vault.device: vault.identity().public}
-        assert open_device(vault.home)._vault.registered_with() == server.address
+        assert registered_with(open_device(vault.home)._vault) == server.address
 
 
 def test_a_registration_whose_answer_was_lost_is_repeated(vault: Vault) -> None:
@@ -68,9 +68,9 @@ def test_a_registration_whose_answer_was_lost_is_repeated(vault: Vault) -> None:
         with pytest.raises(VersionsUnreachable, match=server.address):
             register(vault, server.address, TOKEN)
         assert vault.device in server.keys
-        assert vault.registered_with() is None
+        assert registered_with(vault) is None
         register(vault, server.address, TOKEN)
-        assert vault.registered_with() == server.address
+        assert registered_with(vault) == server.address
 
 
 def test_a_token_is_good_for_one_device(vault: Vault, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_token_is_good_for_one_device(vault: Vault, tmp_path: Path) -> None:
         with pytest.raises(ServerRefusedError, match="was used") as refused:
             register(other, server.address, TOKEN)
     assert refused.value.status == 403
-    assert other.registered_with() is None
+    assert registered_with(other) is None
 
 
 @pytest.mark.parametrize("token", ["", "short", 129 * "x"])
@@ -122,18 +122,40 @@ def test_a_server_that_is_away_or_at_fault_is_worth_another_try(vault: Vault) ->
 
 
 def test_the_note_of_the_registration_is_sealed(vault: Vault, tmp_path: Path) -> None:
-    vault.write_registration("https://example.org")
+    write_registration(vault, "https://example.org")
     note = (vault.home / "registration.box").read_bytes()
     assert b"example" not in note
     other = new_device(tmp_path / "other")._vault
     (other.home / "registration.box").write_bytes(note)
     with pytest.raises(VaultError):
-        other.registered_with()
+        other.read_note("registration")
+
+
+def test_a_registration_that_does_not_open_is_made_anew(
+    vault: Vault, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_registration(vault, "https://example.org")
+    (vault.home / "registration.box").write_bytes(b"x" * 100)
+    assert registered_with(vault) is None
+    assert "not registered" in caplog.text
+    with small_server(TOKEN) as server:
+        register(vault, server.address, TOKEN)
+        assert registered_with(vault) == server.address
+
+
+def test_a_registration_counts_for_the_root_that_was_followed(vault: Vault) -> None:
+    write_server(vault, MainServer("https://one.example.org", b"one"))
+    write_registration(vault, "https://one.example.org")
+    write_server(vault, MainServer("https://two.example.org", b"two"))
+    assert registered_with(vault) is None
+    assert link_of(vault) is None
+    write_server(vault, MainServer("https://three.example.org", b"one"))
+    assert registered_with(vault) == "https://one.example.org"
 
 
 def test_an_unregistered_device_has_no_link(vault: Vault) -> None:
     assert link_of(vault) is None
-    vault.write_registration("https://example.org")
+    write_registration(vault, "https://example.org")
     assert link_of(vault) is not None
 
 
@@ -153,6 +175,7 @@ def test_register_at_the_command_line(
         token.chmod(0o600)
         assert run(command) == 0
         assert vault.device in server.keys
+        assert [each.state for each in server.reports] == ["serving"]
     said = capsys.readouterr()
     assert "is registered with" in said.out
     assert TOKEN not in said.out + said.err

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
@@ -33,10 +34,22 @@ from clients import recogniser as recogniser_module
 from clients import updater as updater_module
 from clients.answers import device_status
 from clients.compiled import CompiledEngine, CompiledModel
-from clients.followed import MainServer, leave_version, read_check
+from clients.followed import (
+    MainServer,
+    leave_version,
+    read_check,
+    registered_with,
+    write_registration,
+)
 from clients.recogniser import Recogniser
 from clients.update_process import UpdateEndedError
-from clients.updater import DownloadDueError, Outcome, Updater, UpdateRunningError
+from clients.updater import (
+    DownloadDueError,
+    Outcome,
+    Updater,
+    UpdateRunningError,
+    follow_server,
+)
 from clients.vault import Vault, VaultError
 from clients.versions import Threshold, Version, read_versions, thresholds_of
 from fedspk import remote as remote_module
@@ -441,6 +454,66 @@ def test_an_altered_note_of_the_server_is_noticed(device: Recogniser) -> None:
     damage(device._vault.home / "server.box")
     with pytest.raises(VaultError):
         check(device)
+
+
+def other_repository(folder: Path, model: Path) -> Repository:
+    create(folder)
+    other = Repository(folder)
+    publish_calibrated(other, model, 0.7)
+    return other
+
+
+def test_following_another_server_mends_a_note_that_does_not_open(
+    device: Recogniser, models: list[Path], tmp_path: Path
+) -> None:
+    vault = device._vault
+    damage(vault.home / "server.box")
+    other = other_repository(tmp_path / "other", models[2])
+    with bent(other.folder / "public") as server:
+        follow_server(vault, MainServer(server.address, root_of(other)))
+        outcome = check(device)
+    assert (outcome.version.number, outcome.changed) == (1, True)
+
+
+def test_who_is_killed_while_it_goes_to_another_server_stays_registered(
+    device: Recogniser, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = device._vault
+    write_registration(vault, "http://127.0.0.1:1")
+    other = other_repository(tmp_path / "other", models[2])
+
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    with bent(other.folder / "public") as server:
+        followed = MainServer(server.address, root_of(other))
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(updater_module, "write_server", die)
+            follow_server(vault, followed)
+        assert registered_with(vault) == "http://127.0.0.1:1"
+        assert check(device).version.number == 1
+        follow_server(vault, followed)
+    assert registered_with(vault) is None
+
+
+def test_a_look_is_at_the_server_that_is_followed_when_it_begins(
+    device: Recogniser, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = other_repository(tmp_path / "other", models[2])
+    alone = updater_module._alone
+
+    @contextmanager
+    def alone_after_another(home: Path) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(updater_module, "_alone", alone)
+            follow_server(device._vault, MainServer(server.address, root_of(other)))
+        with alone(home):
+            yield
+
+    with bent(other.folder / "public") as server, monkeypatch.context() as patch:
+        patch.setattr(updater_module, "_alone", alone_after_another)
+        outcome = check(device)
+    assert outcome.version.model_hash == other.manifest(other.read(), "model", 1).content_hash
 
 
 def test_a_note_of_the_last_look_that_does_not_open_is_written_anew(
