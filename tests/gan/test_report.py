@@ -82,6 +82,8 @@ def test_a_report_is_a_page_with_pictures_and_a_draft(
     page = (out / "report.html").read_text()
     for told in ("learned by heart", "Fréchet", "Of what use?", "<svg", "sheet.png"):
         assert told in page
+    assert "<td>invented</td>" in page
+    assert "<td>made</td>" not in page
     assert (out / "sheet.png").stat().st_size > 1000
     draft = read_json(out / "generator.manifest.json")
     assert draft["report"]["detector_eer"] == found["detector"]["eer"]
@@ -131,6 +133,22 @@ def test_a_generator_that_replays_training_patches_at_another_speed_is_found_out
     found = read_json(tmp_path / "report.json")["memorisation"]
     assert found["nearer"] == 1.0
     assert found["replaying"] == found["voices"] == 8
+
+
+@pytest.mark.usefixtures("small")
+def test_invented_patches_are_rounded_as_real_ones_are(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def detect(
+        real: tuple[torch.Tensor, ...], made: tuple[torch.Tensor, ...], seed: int
+    ) -> quality.Detection:
+        for patches in (*real, *made):
+            assert torch.equal(patches, patches.half().float())
+        return quality.Detection(0.5, (0.4, 0.6))
+
+    monkeypatch.setattr(report, "detect", detect)
+    assert run(command(place, tmp_path)) == 0
+    assert read_json(tmp_path / "report.json")["detector"]["eer"] == 0.5
 
 
 @pytest.mark.usefixtures("small")
