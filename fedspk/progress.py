@@ -1,4 +1,7 @@
-"""Progress bars with rate and remaining time, quiet when standard error is not a terminal."""
+"""Progress bars with rate and remaining time, quiet when standard error is not a terminal.
+
+What people must hear meanwhile is a line of its own, with `warn`.
+"""
 
 from __future__ import annotations
 
@@ -32,3 +35,8 @@ def progress(
         leave=True,
         file=sys.stderr,
     )
+
+
+def warn(sentence: str) -> None:
+    """Write a warning to standard error, on a line of its own above any bar."""
+    tqdm.write(f"fedspk: warning: {sentence}", file=sys.stderr)
