@@ -37,14 +37,14 @@ def register(app: typer.Typer) -> None:
 def train(
     corpus: Annotated[str, typer.Option(help="Folder of public speech, or `synthetic`.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the generator and its sheets.")],
-    steps: Annotated[int, typer.Option(min=1, help="Updates of both networks.")] = 6000,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of both networks.")] = 5000,
     pairs: Annotated[int, typer.Option(min=2, help="Speakers of a batch.")] = 8,
     learning_rate: Annotated[
         float, typer.Option(min=1e-7, help="Of the discriminator; the generator's is half.")
     ] = 2e-4,
     every: Annotated[
         int, typer.Option(min=1, help="Steps between checkpoints and sample sheets.")
-    ] = 500,
+    ] = 250,
     precision: Annotated[
         Literal["float32", "bfloat16"],
         typer.Option(help="bfloat16 halves the time on processors that have it."),

@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedspk.encoders import Encoder
+from fedspk.encoders import Encoder, build_encoder
 from fedspk.model import HeadConfig, build_model
+from fedspk.progress import progress
 from fedspk.seeds import derive, numpy_generator
 from fedspk.training import TrainingConfig, fit
 from gan.patches import SpeakerPatches
 
+_ENCODER = "tdnn"
 _BATCH = 32
 _TAKES = 4
 _SHRINK = 0.1
@@ -96,12 +98,17 @@ def likeness(listener: Listener, pairs: Tensor) -> Likeness:
     return Likeness(cosines.trace() / count, others, torch.cat([first, second]).mean(dim=0))
 
 
+def blank_listener(bins: int) -> Listener:
+    """Return an untrained listener, frozen, which a trained one's weights fit into."""
+    return Listener(build_encoder(_ENCODER, bins=bins)).eval().requires_grad_(False)
+
+
 def train_listener(
     patches: SpeakerPatches, bins: int, crop_frames: int, steps: int, seed: int
 ) -> Listener:
     """Return a listener that has learned to tell the speakers apart, frozen."""
     head = HeadConfig("am", public=len(patches.speakers), devices=0, scale=20.0, margin=0.1)
-    model = build_model("tdnn", head, bins=bins, seed=derive(seed, "listener"))
+    model = build_model(_ENCODER, head, bins=bins, seed=derive(seed, "listener"))
     config = TrainingConfig(
         steps=steps,
         batch_size=_BATCH,
@@ -110,7 +117,8 @@ def train_listener(
         optimiser="adamw",
         clip_norm=5.0,
     )
-    fit(model, _Crops(patches, crop_frames), config, seed=seed)
+    with progress(total=steps, description="Training its listener", unit="batch") as bar:
+        fit(model, _Crops(patches, crop_frames), config, seed=seed, on_step=bar.update)
     listener = Listener(model.encoder)
     with torch.no_grad():
         heard = [

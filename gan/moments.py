@@ -43,10 +43,5 @@ def voice_summary(patches: Tensor) -> Tensor:
     """
     broad = torch.nn.functional.adaptive_avg_pool1d(patches, min(_BROAD_BANDS, patches.shape[2]))
     covariance = broad.transpose(1, 2) @ broad / patches.shape[1]
-    row, column = torch.triu_indices(*covariance.shape[1:]).unbind()
+    row, column = torch.triu_indices(*covariance.shape[1:], device=patches.device).unbind()
     return covariance[:, row, column]
-
-
-def typical_distance(points: Tensor) -> float:
-    """Return the median of the pairwise distances of points (N, D), N at least 2."""
-    return float(torch.pdist(points.float()).median())

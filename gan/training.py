@@ -15,16 +15,17 @@
 - *The average* of the generator's weights over the last steps is what is kept (Karras et al. 2018).
 
 Every step draws from a seed of its own, so that an interrupted training continues as if nothing
-had happened; everything that it needs is in one checkpoint file.
+had happened (on a CPU bit for bit); everything that it needs is in one checkpoint file.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -37,20 +38,17 @@ from fedspk.generator_description import NetworkConfig
 from fedspk.seeds import derive, numpy_generator
 from fedspk.weights import load_model, save_model
 from gan.codes import random_codes
-from gan.listener import Likeness, likeness, train_listener
-from gan.moments import moment_distance, patch_moments, typical_distance, voice_summary
+from gan.diversity import DiversityMeter, Progress
+from gan.listener import Likeness, blank_listener, likeness, train_listener
+from gan.moments import moment_distance, patch_moments
 from gan.network import Discriminator, Generator
 from gan.patches import SpeakerPatches
-
-COLLAPSED = 0.5
-"""Made voices that differ by less than this share of real ones' difference are a warning."""
 
 _BETAS = (0.5, 0.99)
 _GENERATOR_PACE = 0.5
 _REAL_MEMORY = 0.98
-_COMPARED = 32
 _LEAST_GAP = 1e-3
-_STEP = "step"
+_STATE = "state"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class GanTraining:
         FedspkError: a number is out of range.
     """
 
-    steps: int = 6000
+    steps: int = 5000
     pairs: int = 8
     crop_frames: int = 176
     learning_rate: float = 2e-4
@@ -102,30 +100,15 @@ class GanTraining:
             raise FedspkError(f"precision {self.precision!r} is neither float32 nor bfloat16.")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where the training stands.
-
-    `diversity` is the median difference between made voices as a share of real ones'. `identity`
-    is how much more alike two takes of one speaker are than those of two, as a share of what the
-    listener hears in real speech; 0: the speaker code means nothing.
-    """
-
-    step: int
-    discriminator_loss: float
-    generator_loss: float
-    moment_distance: float
-    diversity: float
-    identity: float
-
-    @property
-    def has_collapsed(self) -> bool:
-        """Whether the voices are suspiciously alike."""
-        return self.diversity < COLLAPSED
-
-
 class GanTrainer:
-    """Both networks at work; `average` is the generator that is kept."""
+    """Both networks at work; `average` is the generator that is kept, `history` what it came by.
+
+    With a `checkpoint` of a training with the same configuration, that one is continued.
+
+    Raises:
+        FedspkError: a window is longer than a patch, or the checkpoint is broken or belongs to
+            other networks.
+    """
 
     def __init__(
         self,
@@ -134,6 +117,7 @@ class GanTrainer:
         network: NetworkConfig,
         config: GanTraining,
         device: str | torch.device = "cpu",
+        checkpoint: Path | None = None,
     ) -> None:
         if config.crop_frames > front_end.frames:
             raise FedspkError(
@@ -143,14 +127,21 @@ class GanTrainer:
         self.config, self.front_end = config, front_end
         self.device = torch.device(device)
         self.step = 0
+        self.history: list[Progress] = []
         self._patches = patches
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(config.seed, "networks"))
             self.generator = Generator(network, front_end).to(self.device)
             self.discriminator = Discriminator(front_end.bins, config.width).to(self.device)
-        self.listener = train_listener(
-            patches, front_end.bins, config.crop_frames, config.listener_steps, config.seed
-        ).to(self.device)
+        self._meter = DiversityMeter(patches, derive(config.seed, "diversity"))
+        listener = (
+            train_listener(
+                patches, front_end.bins, config.crop_frames, config.listener_steps, config.seed
+            )
+            if checkpoint is None
+            else blank_listener(front_end.bins)
+        )
+        self.listener = listener.to(self.device)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self._optimisers = {
             "generator": self._adam(self.generator, _GENERATOR_PACE * config.learning_rate),
@@ -159,6 +150,8 @@ class GanTrainer:
         self._losses: list[Tensor] = []
         self._real: tuple[Tensor, Tensor] | None = None
         self._real_likeness: Likeness | None = None
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
     def run(self, steps: int, on_step: Callable[[], object] | None = None) -> None:
         """Train for some steps, at most to the configured end."""
@@ -169,7 +162,7 @@ class GanTrainer:
                 on_step()
 
     def progress(self) -> Progress:
-        """Return where the training stands; losses are means since the last time it was asked.
+        """Return where the training stands, which becomes part of its history.
 
         Raises:
             FedspkError: the training has diverged, or there was no step since.
@@ -179,17 +172,21 @@ class GanTrainer:
         means = torch.stack(self._losses).mean(dim=0).tolist()
         discriminator, generator, moments, made_gap, real_gap = means
         self._losses.clear()
-        diversity = self._diversity()
-        if not all(map(math.isfinite, (discriminator, generator, diversity))):
+        diversity, take_diversity = self._meter.measure(self.average)
+        identity = made_gap / max(real_gap, _LEAST_GAP)
+        now = Progress(
+            self.step, discriminator, generator, moments, diversity, take_diversity, identity
+        )
+        if not all(map(math.isfinite, astuple(now))):
             raise FedspkError(
                 f"generator training diverged by step {self.step}; lower the learning rate "
                 f"{self.config.learning_rate:g}."
             )
-        identity = made_gap / max(real_gap, _LEAST_GAP)
-        return Progress(self.step, discriminator, generator, moments, diversity, identity)
+        self.history.append(now)
+        return now
 
     def save(self, path: Path) -> None:
-        """Write everything that `restore` needs."""
+        """Write a checkpoint: everything that is needed to continue."""
         tensors = {
             f"{name}.{key}": value
             for name, part in self._all().items()
@@ -203,14 +200,10 @@ class GanTrainer:
             tensors[f"real.{name}"] = value
         if self._real_likeness is not None:
             tensors |= {f"likeness.{n}": value for n, value in vars(self._real_likeness).items()}
-        save_model(path, tensors, {_STEP: str(self.step)})
+        state = {"step": self.step, "history": [asdict(point) for point in self.history]}
+        save_model(path, tensors, {_STATE: json.dumps(state)})
 
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of a training with the same configuration.
-
-        Raises:
-            FedspkError: the file is broken or belongs to other networks.
-        """
+    def _restore(self, path: Path) -> None:
         tensors, metadata = load_model(path)
         try:
             for name, part in self._all().items():
@@ -220,7 +213,9 @@ class GanTrainer:
             real = _below(tensors, "real.")
             self._real = (real["mean"].to(self.device), real["spread"].to(self.device))
             self._real_likeness = Likeness(**_below(tensors, "likeness.")).to(self.device)
-            self.step = int(metadata[_STEP])
+            state = json.loads(metadata[_STATE])
+            self.step = int(state["step"])
+            self.history = [Progress(**point) for point in state["history"]]
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise FedspkError(
                 f"{path}: is not a checkpoint of this training; start anew in another folder."
@@ -345,19 +340,6 @@ class GanTrainer:
         codes = random_codes(config, self.config.crop_frames, speakers, generator)
         made: Tensor = self.generator(codes.to(self.device), self.config.crop_frames)
         return made.view(2, count, self.config.crop_frames, -1)
-
-    @torch.no_grad()
-    def _diversity(self) -> float:
-        """Compare the differences among voices: the averaged generator's and real ones'."""
-        seed = derive(self.config.seed, "diversity")
-        count = min(_COMPARED, max(2, len(self._patches.speakers)))
-        real, _ = self._patches.pairs(count, numpy_generator(seed))
-        generator = torch.Generator().manual_seed(seed)
-        speakers = torch.randn(count, self.generator.config.speaker_dim, generator=generator)
-        codes = random_codes(self.generator.config, self.front_end.frames, speakers, generator)
-        made = self.average(codes.to(self.device))
-        spread = typical_distance(voice_summary(real))
-        return typical_distance(voice_summary(made)) / max(spread, 1e-12)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
 """`fedspk gan train`: a corpus in, a folder with the generator, its manifest and sample sheets out.
 
-The folder holds `config.json` (what is trained, so that nothing else continues in it),
-`checkpoint.safetensors`, `history.json`, `sheets/`, and `generator.safetensors` with
-`generator.manifest.json` as they are by the last checkpoint.
+The folder is made with the first checkpoint. It holds `config.json` (what is trained, so that
+nothing else continues in it), `checkpoint.safetensors`, `history.json` (a look every 50 steps),
+`sheets/`, and `generator.safetensors` with `generator.manifest.json` as they are by the last
+checkpoint.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,26 @@ import torch
 from fedspk import __version__
 from fedspk.cache import FeatureCache
 from fedspk.cli import installed_versions
-from fedspk.corpora import examine, open_corpus
+from fedspk.corpora import Corpus, examine, open_corpus
 from fedspk.errors import FedspkError
 from fedspk.features import FrontEndConfig
 from fedspk.files import read_json, write_json
 from fedspk.generator_description import NetworkConfig
 from fedspk.parallel import one_torch_thread
-from fedspk.progress import progress
+from fedspk.progress import progress, warn
 from fedspk.seeds import derive
+from gan.diversity import Fault, Progress
 from gan.generator_file import save_generator
 from gan.manifest import write_draft
 from gan.patches import PatchPlan, PublicSpeech, SpeakerPatches, public_speech
 from gan.sampling import InventedVoices
 from gan.sheets import sample_sheet, write_figure
-from gan.training import COLLAPSED, GanTrainer, GanTraining, Progress
+from gan.training import GanTrainer, GanTraining
 
 GENERATOR_FILE = "generator.safetensors"
 _CONFIG, _CHECKPOINT, _HISTORY = "config.json", "checkpoint.safetensors", "history.json"
+_SHEETS = "sheets"
+_LOOK_EVERY = 50  # steps
 _SHOWN_SPEAKERS, _SHOWN_TAKES = 4, 4
 
 
@@ -53,7 +56,7 @@ def train_generator(
     out: Path,
     recipe: Recipe,
     *,
-    every: int = 500,
+    every: int = 250,
     resume: bool = False,
     cache_root: Path | None = None,
     workers: int = 1,
@@ -66,18 +69,20 @@ def train_generator(
         out: a new or empty folder, or with `resume` that of an interrupted training.
         recipe: what to train.
         every: steps between checkpoints, each with a sample sheet.
-        resume: continue from the last checkpoint, with the same outcome on the same machine.
+        resume: continue from the last checkpoint, on a CPU with the same outcome bit for bit.
         cache_root: folder of the feature cache; None takes the user's.
         workers: processes that compute features.
-        device: where to train.
+        device: where to train, as PyTorch names it.
 
     Raises:
-        FedspkError: the corpus will not do, `out` holds something else, or training diverges.
+        FedspkError: the corpus or the device will not do, `out` holds something else (nothing is
+            written then), or training diverges.
     """
-    cache = FeatureCache(cache_root)
     _check_out(out, resume)
+    _check_device(device)
+    cache = FeatureCache(cache_root)
     examined = examine(open_corpus(corpus), cache, workers=workers, show_progress=True)
-    _claim(out, recipe, examined.fingerprint)
+    _check_settings(out, recipe, examined)
     speech = public_speech(
         examined,
         recipe.front_end,
@@ -86,9 +91,15 @@ def train_generator(
         seed=recipe.training.seed,
         workers=workers,
     )
+    checkpoint = out / _CHECKPOINT
     with one_torch_thread():
         trainer = GanTrainer(
-            speech.train, recipe.front_end, recipe.network, recipe.training, device
+            speech.train,
+            recipe.front_end,
+            recipe.network,
+            recipe.training,
+            device,
+            checkpoint if checkpoint.exists() else None,
         )
         _train(trainer, speech, recipe, out, every)
     return out / GENERATOR_FILE
@@ -105,13 +116,29 @@ def _check_out(out: Path, resume: bool) -> None:
         raise FedspkError(f"{out}: is not an empty folder and holds no training; give another.")
 
 
-def _claim(out: Path, recipe: Recipe, fingerprint: str) -> None:
-    """Write down what is trained in `out`, or make sure that it is this very training."""
-    wanted = {"recipe": _plain(asdict(recipe)), "fingerprint": fingerprint}
+def _check_device(name: str) -> None:
+    """Compute something where the training is to run.
+
+    Raises:
+        FedspkError: nothing can be computed there.
+    """
+    try:
+        float(torch.ones(1, device=torch.device(name)).sum())
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise FedspkError(
+            f"--device {name}: nothing can be computed there ({reason}); choose cpu, or cuda on a "
+            "machine with an NVIDIA graphics card and a PyTorch that is made for it."
+        ) from error
+
+
+def _settings(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
+    return {"recipe": _plain(asdict(recipe)), "fingerprint": corpus.fingerprint}
+
+
+def _check_settings(out: Path, recipe: Recipe, corpus: Corpus) -> None:
     path = out / _CONFIG
-    if not path.exists():
-        write_json(path, wanted)
-    elif read_json(path) != wanted:
+    if path.exists() and read_json(path) != _settings(recipe, corpus):
         raise FedspkError(
             f"{out}: was started with another corpus or other settings; give the same, or another "
             "--out."
@@ -121,26 +148,39 @@ def _claim(out: Path, recipe: Recipe, fingerprint: str) -> None:
 def _train(
     trainer: GanTrainer, speech: PublicSpeech, recipe: Recipe, out: Path, every: int
 ) -> None:
-    history: list[dict[str, Any]] = []
-    if (out / _CHECKPOINT).exists():
-        trainer.restore(out / _CHECKPOINT)
-        history = [entry for entry in read_json(out / _HISTORY) if entry["step"] <= trainer.step]
     steps = trainer.config.steps
     with progress(total=steps, description="Training the generator", unit="step") as bar:
         bar.update(trainer.step)
         while trainer.step < steps:
-            trainer.run(every - trainer.step % every, bar.update)
+            known = trainer.history[-1].faults if trainer.history else frozenset()
+            trainer.run(min(n - trainer.step % n for n in (_LOOK_EVERY, every)), bar.update)
             reached = trainer.progress()
             bar.set_postfix_str(
                 f"diversity {reached.diversity:.2f}, identity {reached.identity:.2f}", refresh=False
             )
-            if reached.has_collapsed and reached.step >= 2 * every:
-                _warn(reached)
-            history.append(asdict(reached))
-            _show(trainer, speech.train, out / "sheets" / f"step-{trainer.step:06d}.png")
-            _keep(trainer, speech, recipe, reached, out / GENERATOR_FILE)
-            write_json(out / _HISTORY, history)
-            trainer.save(out / _CHECKPOINT)
+            for fault in (each for each in Fault if each in reached.faults - known):
+                _warn_of(fault, reached, out)
+            if trainer.step % every == 0 or trainer.step == steps:
+                _write(trainer, speech, recipe, reached, out)
+
+
+def _warn_of(fault: Fault, reached: Progress, out: Path) -> None:
+    warn(
+        f"{reached.explain(fault)}. Look at {out / _SHEETS}; if it stays so, train anew with a "
+        "lower --learning-rate or on more speakers."
+    )
+
+
+def _write(
+    trainer: GanTrainer, speech: PublicSpeech, recipe: Recipe, reached: Progress, out: Path
+) -> None:
+    """Write everything that there is by now; the checkpoint last, which remembers the rest."""
+    if not (out / _CONFIG).exists():
+        write_json(out / _CONFIG, _settings(recipe, speech.corpus))
+    _show(trainer, speech.train, out / _SHEETS / f"step-{trainer.step:06d}.png")
+    _keep(trainer, speech, recipe, reached, out / GENERATOR_FILE)
+    write_json(out / _HISTORY, [asdict(point) for point in trainer.history])
+    trainer.save(out / _CHECKPOINT)
 
 
 def _keep(
@@ -155,7 +195,8 @@ def _keep(
         "held_out_speakers": len(speech.held_out.speakers),
         "heard": sorted(utterance.mark for utterance in speech.heard),
         "plan": _plain(asdict(recipe.plan)),
-        "training": asdict(recipe.training),
+        # The steps that were made: so many, and nothing else, make this generator again.
+        "training": {**asdict(recipe.training), "steps": reached.step},
         "reached": asdict(reached),
         "versions": installed_versions(),
     }
@@ -168,15 +209,6 @@ def _keep(
         origin=origin,
     )
     write_draft(path, path.with_suffix(".manifest.json"))
-
-
-def _warn(reached: Progress) -> None:
-    warnings.warn(
-        f"step {reached.step}: made voices differ by {reached.diversity:.0%} of what real ones do "
-        f"(below {COLLAPSED:.0%}): the generator may be collapsing; look at its sample sheets, "
-        "and lower the learning rate if it stays so.",
-        stacklevel=2,
-    )
 
 
 def _show(trainer: GanTrainer, patches: SpeakerPatches, path: Path) -> None:
