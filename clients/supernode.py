@@ -97,6 +97,7 @@ def run_supernode(
             "register": str(federation.register.absolute()),
             "server": server.address,
             "server-root": str(folder / "root.json"),
+            "store": str(private / "store"),  # else a run could say where the device writes
             "minimum-cohort": federation.minimum_cohort,
             "minimum-noise": federation.minimum_noise,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from bent_server import Answer, BentServer
 from handing_over import Parties, parties
+from sounds import write_speakers
 from tiny_federation import BINS, FRAMES, tiny_config
 from tiny_generator import make_generator
 from toy_device import new_device
@@ -133,6 +135,23 @@ def test_a_device_with_neither_speech_nor_a_fitting_generator_is_told_what_to_do
     publish_generator(repository, generators[0])
     with pytest.raises(FedspkError, match="none of its impostor generators makes what the model"):
         run_supernode(follower, "anna", None, federation, stop)
+
+
+@pytest.mark.usefixtures("quick_passphrases")
+def test_a_run_does_not_say_where_a_device_writes(
+    follower: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_speakers(tmp_path / "others", speakers=2, utterances=3)
+    stores: list[bool] = []
+
+    def note(_command: list[str], folder: Path, _stop: threading.Event) -> None:
+        settings = tomllib.loads((folder / "node.toml").read_text())
+        stores.append(Path(settings["store"]).is_relative_to(folder))
+
+    monkeypatch.setattr("clients.supernode._run", note)
+    federation = Federation("127.0.0.1:9", tmp_path / "register.json")
+    run_supernode(follower, "anna", tmp_path / "others", federation, threading.Event())
+    assert stores == [True]
 
 
 @pytest.mark.usefixtures("quick_passphrases")
