@@ -5,7 +5,7 @@
 
 What nobody publishes is deleted after `KEPT`. So that a token that leaks fills no disk, and
 metadata can still be signed again, all together take `MOST_WAITING` in `MOST_FILES` at most, and
-leave `LEAST_FREE` of the disk.
+leave `LEAST_FREE` of the disk, or `LEAST_SHARE` of a small one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ KEPT = timedelta(days=1)
 MOST_WAITING = 16 << 30  # bytes
 MOST_FILES = 256
 LEAST_FREE = 1 << 30  # bytes
+LEAST_SHARE = 0.05  # of a disk that is small for that
 
 
 class Uploads:
@@ -106,7 +107,8 @@ class Incoming:
             raise self._explained(error) from error
 
     def _check_room(self, length: int) -> None:
-        if shutil.disk_usage(self._folder).free - length < LEAST_FREE:
+        disk = shutil.disk_usage(self._folder)
+        if disk.free - length < min(LEAST_FREE, LEAST_SHARE * disk.total):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         waiting = []
         for path in self._folder.iterdir():

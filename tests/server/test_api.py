@@ -192,6 +192,7 @@ def test_uploads_leave_room_for_metadata(
 ) -> None:
     free = shutil.disk_usage(repository.folder).free
     monkeypatch.setattr("server.uploads.LEAST_FREE", free + (1 << 30))
+    monkeypatch.setattr("server.uploads.LEAST_SHARE", 1.0)
     answer = api("aggregator", "PUT", f"/uploads/{hashlib.sha256(b'x').hexdigest()}", content=b"x")
     refused(answer, 507, "disk is full")
     assert [*(repository.folder / "uploads").iterdir()] == []
