@@ -49,18 +49,16 @@ def run(
     import logging
     import random
     import signal
-    import threading
 
     from clients.service import SOCKET, run_service
+    from fedspk.signals import stopped_by
 
     logging.basicConfig(format="fedspk: %(levelname)s: %(message)s", level=logging.INFO)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     if not 1.0 <= poll <= _LONGEST_POLL_S:  # also refuses what is no number
         raise FedspkError(f"--poll must be from 1 to {_LONGEST_POLL_S:.0f} seconds (30 days).")
-    vault = open_vault(home, passphrase_file)
-    run_service(vault, socket or vault.home / SOCKET, poll, stop, random.SystemRandom())
+    with stopped_by(signal.SIGTERM, signal.SIGINT) as stop:
+        vault = open_vault(home, passphrase_file)
+        run_service(vault, socket or vault.home / SOCKET, poll, stop, random.SystemRandom())
 
 
 def register(

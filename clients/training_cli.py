@@ -57,13 +57,10 @@ def train(
 ) -> None:
     """Take part in a federation until stopped; only masked updates leave, only memory is used."""
     import signal
-    import threading
 
     from clients.supernode import Federation, run_supernode
+    from fedspk.signals import stopped_by
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
     federation = Federation(
         superlink,
         fleet,
@@ -74,4 +71,5 @@ def train(
         minimum_noise,
         port,
     )
-    run_supernode(open_vault(home, passphrase_file), user, impostors, federation, stop, index)
+    with stopped_by(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as stop:
+        run_supernode(open_vault(home, passphrase_file), user, impostors, federation, stop, index)

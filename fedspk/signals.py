@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,6 +37,18 @@ def workers_deaf_to_ctrl_c() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
         if heard and callable(before):
             before(*heard[0])
+
+
+@contextmanager
+def stopped_by(*signals: signal.Signals) -> Iterator[threading.Event]:
+    """Give an event that is set when one of the signals comes; and nothing else happens then."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def quit_on_ctrl_c_in_imports() -> None:

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from fedspk.signals import workers_deaf_to_ctrl_c
+from fedspk.signals import stopped_by, workers_deaf_to_ctrl_c
 
 _INTERRUPT_ME = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('lives')"
 
@@ -43,3 +43,14 @@ def test_the_block_works_in_another_thread() -> None:
     thread.start()
     thread.join()
     assert done == ["yes"]
+
+
+def test_a_signal_stops_the_block_and_is_as_before_after_it() -> None:
+    with pytest.raises(RuntimeError), stopped_by(signal.SIGINT, signal.SIGTERM) as stop:
+        assert not stop.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        raise RuntimeError
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
