@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SOCKET = "fedspk.sock"
 """The socket's name in the device's folder."""
 
+_WAKE_S = 1.0  # a signal may come just before the wait for it begins
 _HEALTH_TIMEOUT_S = 20.0
 _GRACE_S = 5.0  # for a request to the main server when the service ends
 
@@ -63,8 +64,8 @@ def run_service(
     ):
         systemd.notify("READY=1")
         period = systemd.watchdog_s()
-        while not stop.wait(period / 2 if period else None):
-            if server.is_alive() and is_following() and _answers(path):
+        while not stop.wait(period / 2 if period else _WAKE_S):
+            if period and server.is_alive() and is_following() and _answers(path):
                 systemd.notify("WATCHDOG=1")
         systemd.notify("STOPPING=1")
 

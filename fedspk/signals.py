@@ -41,9 +41,18 @@ def workers_deaf_to_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def stopped_by(*signals: signal.Signals) -> Iterator[threading.Event]:
-    """Give an event that is set when one of the signals comes; and nothing else happens then."""
+    """Give an event that is set when one of the signals comes, which does nothing else.
+
+    Wait for it with a timeout, again and again: a signal that comes just before the main thread
+    falls asleep does not wake it.
+    """
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+
+    def set_stop(*_: object) -> None:
+        # In a thread: the main one may hold the event's lock in this very moment.
+        threading.Thread(target=stop.set, name="stop").start()
+
+    before = {number: signal.signal(number, set_stop) for number in signals}
     try:
         yield stop
     finally:
